@@ -1,0 +1,1 @@
+"""The faces: command line, REST endpoint, terminal UI, chat history. Leaves all model work to backend."""

@@ -1,0 +1,1 @@
+"""The local REST endpoint: OpenAI-compatible routes over an engine client."""

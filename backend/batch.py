@@ -1,0 +1,74 @@
+"""Batch: the work of one step as plain data. The scheduler makes it, the runner turns it into tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+
+from backend.request import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class PageSpan:
+    """A sequence's pages in one cache group: page `ids[i]` holds positions from `(first + i) * page_tokens` on.
+
+    `first` is above 0 where a sliding window has released the pages before it. `ids` covers every position that
+    this step writes, and every one it may still read.
+    """
+
+    first: int
+    ids: Many[int]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleTask:
+    """What the sampler needs to choose one token; `prompt` and `output` are read only.
+
+    `output` holds the answer so far, so its length is the index of the token to be chosen.
+    """
+
+    sampling: Sampling
+    prompt: Many[int]
+    output: Many[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The tokens of one sequence that a step computes.
+
+    Attributes:
+        sequence: number of the sequence, unique over the engine's life.
+        start: position of the first token; the cache holds exactly the positions before it.
+        tokens: token ids to feed, at least one.
+        rope_length: the length by which length-dependent RoPE variants choose their frequencies for this slice.
+        spans: pages, one span per cache group, in the layout's order.
+        sample: set on the slice that ends at the sequence's newest token: choose the next one.
+    """
+
+    sequence: int
+    start: int
+    tokens: Many[int]
+    rope_length: int
+    spans: tuple[PageSpan, ...]
+    sample: SampleTask | None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step's work: slices of distinct sequences, decode and prefill mixed."""
+
+    step: int
+    slices: tuple[Slice, ...]
+
+    @property
+    def token_count(self) -> int:
+        return sum(len(part.tokens) for part in self.slices)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The sampler's choice for one slice: a token with logprobs where asked, or None for logits that are not finite."""
+
+    token: int | None
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()

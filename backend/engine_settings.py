@@ -1,0 +1,37 @@
+"""EngineSettings: what a person asked of one engine, every "auto" still open. `planner.decide` resolves it into a Plan."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from backend.library.files import ModelFiles
+
+
+class EngineSettings(Struct, frozen=True, kw_only=True):
+    """One engine's options, as the command line or the settings file gives them. None means auto.
+
+    Attributes:
+        files: the model.
+        device: where to compute.
+        dtype: type of weights and activations.
+        weights: weight format ("model" keeps the checkpoint's).
+        kv_format: how K and V are stored ("model" is the dtype).
+        max_context: most positions of a sequence.
+        max_sequences: most sequences computed in one step.
+        kv_pool: bytes of the page pool.
+        step_tokens: token budget of one step.
+        threads: compute threads on a CPU device.
+    """
+
+    files: ModelFiles
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    weights: str = "model"
+    kv_format: str = "model"
+    max_context: int | None = None
+    max_sequences: int | None = None
+    kv_pool: int | None = None
+    step_tokens: int | None = None
+    threads: int | None = None

@@ -1,0 +1,22 @@
+"""Executor: runs a Batch somewhere and hides where. The engine loop calls it and nothing else of the compute side."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from backend.batch import Batch, Sampled
+
+
+class Executor(Protocol):
+    """Called by the engine loop only, from one thread. `execute` may block for the length of a step.
+
+    Implementations: the in-process executor over one Runner; tests use a table of canned answers.
+    """
+
+    def execute(self, batch: Batch) -> list[Sampled | None]:
+        """One entry per slice, in order: the sampled token, or None where the slice did not ask for one."""
+        ...
+
+    def close(self) -> None:
+        """Frees the device; no call follows."""
+        ...

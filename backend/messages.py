@@ -1,0 +1,87 @@
+"""Messages between the server process and the engine process: msgpack with a schema, never pickle.
+
+A frame on the socket is a 4-byte big-endian length followed by one encoded message.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from backend.events import End, EngineStatistics, Token
+from backend.planner.plan import Plan
+from backend.request import Request
+
+MAX_FRAME_BYTES = 256 * 1024 * 1024
+
+
+class Submit(Struct, frozen=True, tag=True):
+    """Server to engine: run this request."""
+
+    request: Request
+
+
+class Cancel(Struct, frozen=True, tag=True):
+    """Server to engine: end this request at the next step; unknown ids are ignored."""
+
+    request: str
+
+
+class Stop(Struct, frozen=True, tag=True):
+    """Server to engine: exit now. (Draining is the server's: it stops submitting and waits for the ends.)"""
+
+
+class Progress(Struct, frozen=True, tag=True):
+    """Engine to server, while starting: a stage began or moved on.
+
+    `stage` is one of read, load, warm up (download belongs to the server's side); `total` 0 means not countable.
+    """
+
+    stage: str
+    done: int = 0
+    total: int = 0
+
+
+class Ready(Struct, frozen=True, tag=True):
+    """Engine to server: requests are served from now on.
+
+    `weights_bytes` has one entry per rank, `rank_pids` the process of each, `devices` its device as torch names it.
+    """
+
+    plan: Plan
+    max_context: int
+    vocabulary: int
+    weights_bytes: tuple[int, ...]
+    rank_pids: tuple[int, ...]
+    devices: tuple[str, ...]
+
+
+class StepOutput(Struct, frozen=True, tag=True):
+    """Engine to server: what one step brought, in order; a request's End follows its last Token."""
+
+    tokens: tuple[Token, ...]
+    ends: tuple[End, ...]
+    statistics: EngineStatistics
+
+
+class StartFailed(Struct, frozen=True, tag=True):
+    """Engine to server: start-up ended in a user-facing error; restarting will not help."""
+
+    code: str
+    what: str
+    why: str = ""
+    hint: str = ""
+
+
+ToEngine = Submit | Cancel | Stop
+FromEngine = Progress | Ready | StepOutput | StartFailed
+
+encoder = msgspec.msgpack.Encoder()
+to_engine_decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+from_engine_decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+
+
+def frame(message: ToEngine | FromEngine) -> bytes:
+    """The message with its length in front, ready for the socket."""
+    body = encoder.encode(message)
+    return len(body).to_bytes(4, "big") + body

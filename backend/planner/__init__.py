@@ -1,0 +1,1 @@
+"""Deployment decisions as plain values and pure functions. No torch."""

@@ -1,0 +1,1 @@
+"""Turns transformers' own model classes into servable ones: build, merge, fuse, load."""

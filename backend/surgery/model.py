@@ -1,0 +1,46 @@
+"""ServedModel: a transformers model after surgery, as the runner calls it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from backend.planner.model_facts import ModelFacts
+from backend.surgery.context import AttentionContext
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A loaded model whose attention goes to an AttentionContext.
+
+    Attributes:
+        module: the causal language model; in eval mode, parameters without gradients.
+        facts: its dimensions.
+        dtype, device: of weights and activations.
+        weights_bytes: bytes that the parameters occupy.
+        recompute_lengths: lengths past which a sequence's cached keys stop being right (longrope's switch from short
+            to long factors): when a sequence grows past one, it is computed again from its first token.
+    """
+
+    module: nn.Module
+    facts: ModelFacts
+    dtype: torch.dtype
+    device: torch.device
+    weights_bytes: int
+    recompute_lengths: tuple[int, ...]
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        rope_lengths: Tensor,
+        rows: Tensor,
+        context: AttentionContext,
+    ) -> Tensor:
+        """One pass over flat tokens [T] at positions [T]: float32 logits [len(rows), vocabulary] of the given rows.
+
+        rope_lengths [T]: the length by which each token's length-dependent RoPE variant chooses its frequencies.
+        """
+        raise NotImplementedError

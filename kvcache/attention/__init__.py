@@ -1,0 +1,1 @@
+"""Paged attention: the kernel protocol, its plain-torch reference and the fast kernels."""

@@ -1,0 +1,92 @@
+"""AttentionKernel: the seam between paged K and V and whoever computes attention over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPages:
+    """One layer's keys and values inside the pool, as strided views; nothing is copied.
+
+    keys: [pages, kv_heads, page_tokens, key_size]; values: [pages, kv_heads, page_tokens, value_size].
+    """
+
+    keys: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """What a kernel must know to say whether it serves a layer."""
+
+    heads: int
+    kv_heads: int
+    key_size: int
+    value_size: int
+    page_tokens: int
+    window: int | None
+    dtype: torch.dtype
+    device: torch.device
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStep:
+    """One step's index arrays for one cache group, on the device. S sequences, T tokens, flat over sequences.
+
+    query_starts: [S + 1] int32, where each sequence's tokens begin in the flat order;
+    starts: [S] int32, position of each sequence's first token in this step;
+    tables: [S, P] int32, page ids, padded with 0 (a page of table i at column c holds positions from
+        (first_pages[i] + c) * page_tokens on);
+    first_pages: [S] int32;
+    slots: [T] int64, page id * page_tokens + offset, where each token's K and V are written.
+    max_query and max_length are the largest token count, and the largest context after the step, of a sequence.
+    """
+
+    query_starts: Tensor
+    starts: Tensor
+    tables: Tensor
+    first_pages: Tensor
+    slots: Tensor
+    max_query: int
+    max_length: int
+
+
+class AttentionKernel(Protocol):
+    """Called by the runner, a layer at a time, from one thread. `write` of a layer comes before its `attend`.
+
+    A token attends to the positions up to its own, to at most `window` of them where a window is given. The K and
+    V of this step's tokens are read as stored, so chunks, hits and recomputation see the same values.
+    """
+
+    name: str
+
+    def supports(self, shape: AttentionShape) -> bool:
+        """Whether this kernel serves such a layer on this machine. Does not raise."""
+        ...
+
+    def write(self, key: Tensor, value: Tensor, pages: LayerPages, step: GroupStep) -> None:
+        """Stores key [T, kv_heads, key_size] and value [T, kv_heads, value_size] at `step.slots`."""
+        ...
+
+    def attend(
+        self,
+        query: Tensor,
+        pages: LayerPages,
+        step: GroupStep,
+        *,
+        scaling: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """Attention of query [T, heads, key_size] over the pages: [T, heads, value_size].
+
+        softcap: logits become softcap * tanh(logits / softcap). sinks: [heads], one extra logit per head that takes
+        probability and gives no value.
+        """
+        ...

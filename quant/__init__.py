@@ -1,0 +1,1 @@
+"""Formats: how keys, values and weights are stored, with their kernels. Imports nothing of ours."""
