@@ -1,0 +1,1 @@
+"""The commands of the command line, one file each. Options and their help texts are `app.cli`'s."""
