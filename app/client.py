@@ -1,4 +1,5 @@
-"""ShardwiseClient: our REST API as the faces see it, asynchronous. Finding or starting a server is `app.background`'s.
+"""ShardwiseClient: our REST API as the faces see it, asynchronous. Finding or starting a server is
+`app.background`'s.
 
 Everything that a server sends is cleaned of control sequences here, before any face can show it.
 """
@@ -59,7 +60,8 @@ class SamplingChoice:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A served model; `context` is the most positions of prompt plus answer, None where the server does not say."""
+    """A served model; `context` is the most positions of prompt plus answer, None where the server does not
+    say."""
 
     id: str
     context: int | None
@@ -97,7 +99,8 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class AnswerStatistics:
-    """Figures of one answer: tokens, seconds to the first token, tokens a second after it. None where unknown."""
+    """Figures of one answer: tokens, seconds to the first token, tokens a second after it. None where
+    unknown."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -198,12 +201,15 @@ class ShardwiseClient:
         try:
             return tuple(_model(each) for each in response.json()["data"])
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ServerAnswerError(f"{self.url}/v1/models sent something that is not a list of models") from error
+            raise ServerAnswerError(
+                f"{self.url}/v1/models sent something that is not a list of models"
+            ) from error
 
     async def chat(
         self, model: str, messages: tuple[ChatMessage, ...], sampling: SamplingChoice | None = None
     ) -> AsyncIterator[Delta | Finished]:
-        """Streams an answer: Deltas, then exactly one Finished. Closing the iterator early cancels it on the server.
+        """Streams an answer: Deltas, then exactly one Finished. Closing the iterator early cancels it on the
+        server.
 
         Raises:
             ServerUnreachableError: the connection failed or broke off.
@@ -225,7 +231,9 @@ class ShardwiseClient:
             raise self._unreachable(error) from error
         if answer.reason is None:
             raise ServerUnreachableError(
-                "The answer broke off", f"{self.url} closed the connection before the end.", "Try again (regenerate)."
+                "The answer broke off",
+                f"{self.url} closed the connection before the end.",
+                "Try again (regenerate).",
             )
         yield Finished(answer.reason, clock.statistics(answer.prompt_tokens, answer.completion_tokens))
 
@@ -297,7 +305,8 @@ class _AnswerReader:
 
 
 async def _server_sent(response: httpx.Response) -> AsyncIterator[str]:
-    """The data fields of an event stream, split at line feeds only (httpx's lines also split at U+2028 inside JSON)."""
+    """The data fields of an event stream, split at line feeds only (httpx's lines also split at U+2028 inside
+    JSON)."""
     pending = bytearray()
     async for part in response.aiter_bytes():
         pending += part
@@ -344,7 +353,10 @@ def _engine(body: dict[str, Any]) -> EngineHealth:
         for each in body.get("stages") or ()
     )
     return EngineHealth(
-        clean_line(str(body["model"]), 4096), clean_line(str(body["state"])), clean(str(body.get("error") or "")), stages
+        clean_line(str(body["model"]), 4096),
+        clean_line(str(body["state"])),
+        clean(str(body.get("error") or "")),
+        stages,
     )
 
 

@@ -1,6 +1,8 @@
-"""ChatHistory: chats kept in one SQLite file with full-text search. Writing them out for people is `history_export`'s.
+"""ChatHistory: chats kept in one SQLite file with full-text search. Writing them out for people is
+`history_export`'s.
 
-One object is one writer: its methods may be called from any thread, one at a time. Each method that changes something
+One object is one writer: its methods may be called from any thread, one at a time. Each method that changes
+something
 is one transaction that is on the disk when it returns (WAL with full synchronization).
 """
 
@@ -34,7 +36,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """CREATE TABLE turns (
             id INTEGER PRIMARY KEY, chat INTEGER NOT NULL REFERENCES chats (id) ON DELETE CASCADE,
             role TEXT NOT NULL, content TEXT NOT NULL, model TEXT NOT NULL, state TEXT NOT NULL,
-            prompt_tokens INTEGER, completion_tokens INTEGER, time_to_first_token REAL, tokens_per_second REAL,
+            prompt_tokens INTEGER, completion_tokens INTEGER, time_to_first_token REAL, tokens_per_second
+            REAL,
             created REAL NOT NULL)""",
         "CREATE INDEX turns_of_chat ON turns (chat, id)",
         "CREATE INDEX chats_by_update ON chats (updated)",
@@ -72,7 +75,8 @@ class Chat:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message of a chat. `interrupted` answers broke off; `streaming` ones were cut by the end of our process."""
+    """One message of a chat. `interrupted` answers broke off; `streaming` ones were cut by the end of our
+    process."""
 
     id: int
     role: Role
@@ -96,12 +100,16 @@ class ChatHistory:
     """The chat database at `path` (None: in memory, nothing is kept).
 
     Raises:
-        HistoryError: every method, where the disk is full or read-only, the file is no database of ours, or a newer
+        HistoryError: every method, where the disk is full or read-only, the file is no database of ours, or a
+        newer
             version wrote it.
     """
 
     def __init__(
-        self, path: Path | None, migrations: tuple[tuple[str, ...], ...] = MIGRATIONS, busy_seconds: float = 5.0
+        self,
+        path: Path | None,
+        migrations: tuple[tuple[str, ...], ...] = MIGRATIONS,
+        busy_seconds: float = 5.0,
     ) -> None:
         self.path = path
         self._lock = RLock()
@@ -145,14 +153,17 @@ class ChatHistory:
         with self._lock:
             self._db.close()
 
-    def add_chat(self, model: str, title: str, system: str = "", sampling: SamplingChoice | None = None) -> Chat:
+    def add_chat(
+        self, model: str, title: str, system: str = "", sampling: SamplingChoice | None = None
+    ) -> Chat:
         """A new, empty chat."""
         now = time()
         chosen = sampling or SamplingChoice()
         row = (clean_line(title), model, _storable(system), json.dumps(asdict(chosen)), now, now)
         with self._transaction():
             cursor = self._db.execute(
-                "INSERT INTO chats (title, model, system, sampling, created, updated) VALUES (?, ?, ?, ?, ?, ?)", row
+                "INSERT INTO chats (title, model, system, sampling, created, updated) VALUES (?, ?, ?, ?, ?, ?)",
+                row,
             )
             return Chat(int(cursor.lastrowid or 0), row[0], model, row[2], chosen, now, now)
 
@@ -172,7 +183,9 @@ class ChatHistory:
         with self._transaction():
             self._db.execute("DELETE FROM chats WHERE id = ?", (chat,))
 
-    def add_turn(self, chat: int, role: Role, content: str, model: str = "", state: TurnState = "complete") -> int:
+    def add_turn(
+        self, chat: int, role: Role, content: str, model: str = "", state: TurnState = "complete"
+    ) -> int:
         """Appends a message; returns its id."""
         now = time()
         with self._transaction():
@@ -192,8 +205,15 @@ class ChatHistory:
             self._db.execute(
                 """UPDATE turns SET content = ?, state = ?, prompt_tokens = ?, completion_tokens = ?,
                 time_to_first_token = ?, tokens_per_second = ? WHERE id = ?""",
-                (_storable(content), state, figures.prompt_tokens, figures.completion_tokens)
-                + (figures.time_to_first_token, figures.tokens_per_second, turn),
+                (
+                    _storable(content),
+                    state,
+                    figures.prompt_tokens,
+                    figures.completion_tokens,
+                    figures.time_to_first_token,
+                    figures.tokens_per_second,
+                    turn,
+                ),
             )
 
     def drop_turns_from(self, chat: int, turn: int) -> None:
@@ -206,12 +226,15 @@ class ChatHistory:
         words = search.split()
         with self._explained(), self._lock:
             if not words:
-                rows = self._db.execute("SELECT * FROM chats ORDER BY updated DESC, id DESC LIMIT ?", (limit,))
+                rows = self._db.execute(
+                    "SELECT * FROM chats ORDER BY updated DESC, id DESC LIMIT ?", (limit,)
+                )
             else:
                 rows = self._db.execute(
                     """SELECT * FROM chats WHERE title LIKE ? ESCAPE '\\' OR id IN (
                         SELECT chat FROM turns WHERE id IN (
-                            SELECT rowid FROM turns_text WHERE turns_text MATCH ?) OR content LIKE ? ESCAPE '\\')
+                            SELECT rowid FROM turns_text WHERE turns_text MATCH ?) OR content LIKE ? ESCAPE
+                            '\\')
                     ORDER BY updated DESC, id DESC LIMIT ?""",
                     (_like(search.strip()), _match(words), _like(search.strip()), limit),
                 )
@@ -254,7 +277,8 @@ class ChatHistory:
 
 
 def _create_private(path: Path) -> None:
-    """Makes the folder 0700 and the file 0600 before SQLite opens it; its -wal and -shm files inherit the mode."""
+    """Makes the folder 0700 and the file 0600 before SQLite opens it; its -wal and -shm files inherit the
+    mode."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:

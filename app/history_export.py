@@ -56,7 +56,8 @@ def to_json(chat: Chat, turns: tuple[Turn, ...]) -> str:
 
 
 def write_export(chat: Chat, turns: tuple[Turn, ...], folder: Path, kind: str) -> Path:
-    """Writes the chat into `folder` under a new name, readable by the user alone; `kind` is "markdown" or "json".
+    """Writes the chat into `folder` under a new name, readable by the user alone; `kind` is "markdown" or
+    "json".
 
     Raises:
         HistoryError: the folder cannot be written.

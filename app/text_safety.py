@@ -1,11 +1,13 @@
-"""Text safety: removes what could steer a terminal from text that a model or a server sent. Showing it is the faces' work."""
+"""Text safety: removes what could steer a terminal from text that a model or a server sent. Showing it is the
+faces' work."""
 
 from __future__ import annotations
 
 import re
 from typing import Literal
 
-# C0 but tab and newline, DEL and C1; bidi controls and marks; line and paragraph separators; lone surrogates (they
+# C0 but tab and newline, DEL and C1; bidi controls and marks; line and paragraph separators; lone surrogates
+# (they
 # cannot be encoded); the invisible tag characters; the byte order mark.
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff\ufeff"
@@ -20,8 +22,10 @@ _State = Literal["text", "escape", "control", "string", "string escape"]
 class TextCleaner:
     """Cleans a stream of text in linear time, also where an escape sequence is cut between two chunks.
 
-    Whole CSI, OSC, DCS, PM and APC sequences go, not only their first character. A sequence that never ends is given
-    up at a newline or after 4,096 characters, so it cannot swallow an answer. Carriage returns become newlines, lone
+    Whole CSI, OSC, DCS, PM and APC sequences go, not only their first character. A sequence that never ends
+    is given
+    up at a newline or after 4,096 characters, so it cannot swallow an answer. Carriage returns become
+    newlines, lone
     surrogates U+FFFD; the other unsafe characters vanish.
     """
 
