@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +13,9 @@ from torch import Tensor
 class LayerPages:
     """One layer's keys and values inside the pool, as strided views; nothing is copied.
 
-    keys: [pages, kv_heads, page_tokens, key_size]; values: [pages, kv_heads, page_tokens, value_size].
+    keys: [pages, kv_heads, page_tokens, key_size]; values: [pages, kv_heads, page_tokens, value_size]. The last two
+    dimensions are contiguous: one block of memory, whose inner order is the kernel's own (the reference keeps it plain).
+    One pool is written and read by one kernel.
     """
 
     keys: Tensor
@@ -40,7 +42,7 @@ class GroupStep:
 
     query_starts: [S + 1] int32, where each sequence's tokens begin in the flat order;
     starts: [S] int32, position of each sequence's first token in this step;
-    tables: [S, P] int32, page ids, padded with 0 (a page of table i at column c holds positions from
+    tables: [S, P] int32, page ids, filled up with 0 (the page at column c of row i holds the positions from
         (first_pages[i] + c) * page_tokens on);
     first_pages: [S] int32;
     slots: [T] int64, page id * page_tokens + offset, where each token's K and V are written.
@@ -69,18 +71,24 @@ class AttentionKernel(Protocol):
         """Whether this kernel serves such a layer on this machine. Does not raise."""
         ...
 
-    def write(self, key: Tensor, value: Tensor, pages: LayerPages, step: GroupStep) -> None:
-        """Stores key [T, kv_heads, key_size] and value [T, kv_heads, value_size] at `step.slots`."""
+    def prepare(self, step: GroupStep, shape: AttentionShape) -> Any:
+        """What `write` and `attend` of all the group's layers need of a step, worked out once; handed to both."""
+        ...
+
+    def write(self, key: Tensor, value: Tensor, pages: LayerPages, prepared: Any) -> None:
+        """Stores key [T, kv_heads, key_size] and value [T, kv_heads, value_size] at the step's slots.
+
+        The pages of a sequence are written from their first position on, without gaps.
+        """
         ...
 
     def attend(
         self,
         query: Tensor,
         pages: LayerPages,
-        step: GroupStep,
+        prepared: Any,
         *,
         scaling: float,
-        window: int | None = None,
         softcap: float | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:

@@ -1,0 +1,104 @@
+"""The reference kernel: paged attention in plain torch on any device, a sequence at a time. Right first, fast never."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvcache.attention.kernel import AttentionShape, GroupStep, LayerPages
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """Each sequence's token range, first position and pages, on the host; and where its K and V go."""
+
+    ranges: tuple[tuple[int, int], ...]
+    starts: tuple[int, ...]
+    first_pages: tuple[int, ...]
+    tables: Tensor
+    page_ids: Tensor
+    offsets: Tensor
+    shape: AttentionShape
+
+
+class ReferenceKernel:
+    """Gathers a sequence's pages, masks by position, and computes softmax in float32."""
+
+    name = "reference"
+
+    def supports(self, shape: AttentionShape) -> bool:
+        return shape.heads % shape.kv_heads == 0
+
+    def prepare(self, step: GroupStep, shape: AttentionShape) -> _Prepared:
+        edges = step.query_starts.tolist()
+        return _Prepared(
+            ranges=tuple(zip(edges[:-1], edges[1:], strict=True)),
+            starts=tuple(step.starts.tolist()),
+            first_pages=tuple(step.first_pages.tolist()),
+            tables=step.tables.long(),
+            page_ids=step.slots // shape.page_tokens,
+            offsets=step.slots % shape.page_tokens,
+            shape=shape,
+        )
+
+    def write(self, key: Tensor, value: Tensor, pages: LayerPages, prepared: _Prepared) -> None:
+        pages.keys[prepared.page_ids, :, prepared.offsets] = key.to(pages.keys.dtype)
+        pages.values[prepared.page_ids, :, prepared.offsets] = value.to(pages.values.dtype)
+
+    def attend(
+        self,
+        query: Tensor,
+        pages: LayerPages,
+        prepared: _Prepared,
+        *,
+        scaling: float,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        answers = [
+            self._sequence(query[begin:end], pages, prepared, index, scaling, softcap, sinks)
+            for index, (begin, end) in enumerate(prepared.ranges)
+        ]
+        return torch.cat(answers).to(query.dtype)
+
+    def _sequence(
+        self,
+        query: Tensor,
+        pages: LayerPages,
+        prepared: _Prepared,
+        index: int,
+        scaling: float,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """One sequence's query [t, heads, D] -> [t, heads, Dv]."""
+        shape = prepared.shape
+        start, first = prepared.starts[index], prepared.first_pages[index]
+        length = start + query.shape[0]
+        columns = -(-length // shape.page_tokens) - first
+        ids = prepared.tables[index, :columns]
+        base = first * shape.page_tokens
+        keys, values = (
+            # [pages, kv_heads, page_tokens, D] -> [kv_heads, positions, D]
+            part[ids].transpose(0, 1).flatten(1, 2)[:, : length - base].float()
+            for part in (pages.keys, pages.values)
+        )
+        group = shape.heads // shape.kv_heads
+        keys, values = keys.repeat_interleave(group, 0), values.repeat_interleave(group, 0)
+        scores = torch.einsum("thd,hsd->hts", query.float(), keys) * scaling
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        own = torch.arange(start, length, device=query.device)[:, None]
+        seen = torch.arange(base, length, device=query.device)[None, :]
+        hidden = seen > own
+        if shape.window is not None:
+            hidden |= seen <= own - shape.window
+        scores = scores.masked_fill(hidden, float("-inf"))
+        if sinks is None:
+            weights = torch.softmax(scores, -1)
+        else:
+            extra = sinks.float()[:, None, None].expand(-1, scores.shape[1], 1)
+            weights = torch.softmax(torch.cat([scores, extra], -1), -1)[..., :-1]
+        return torch.einsum("hts,hsd->thd", weights, values)

@@ -1,0 +1,121 @@
+"""One row of an online softmax in LLVM code: numba's vectoriser leaves the exponential scalar, which is most of the cost.
+
+Method: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018). The exponential is Cephes' expf.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from quant.cpu.instructions import (
+    FLOAT, FLOATS, INTS, LANES, VECTOR_BYTES, as_intrinsic, both_kinds, broadcast, constant, fused_multiply_add,
+    load, offset_by, rounded_to_halves, store,
+)  # fmt: skip
+
+# Positions of a row, in vectors of 16.
+ROW_VECTORS = 4
+# Scores that count as hidden; finite, so that differences stay finite.
+HIDDEN = -1.0e30
+
+
+def _call(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: list[ir.Value]) -> ir.Value:
+    function = builder.module.globals.get(name)
+    if function is None:
+        kinds = [argument.type for argument in arguments]
+        function = ir.Function(builder.module, ir.FunctionType(result, kinds), name)
+    return builder.call(function, arguments)
+
+
+def _exponential(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """e^x lane by lane for x <= 87, to about 2e-7 relative; below -87 it is 0."""
+    clipped = _call(builder, "llvm.maxnum.v16f32", FLOATS, [x, constant(-87.0)])
+    n = _call(builder, "llvm.rint.v16f32", FLOATS, [builder.fmul(clipped, constant(1.44269504088896341))])
+    # ln 2 in two parts, so that the remainder is exact.
+    r = fused_multiply_add(builder, n, constant(-0.693359375), clipped)
+    r = fused_multiply_add(builder, n, constant(2.12194440e-4), r)
+    p = constant(1.9875691500e-4)
+    for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        p = fused_multiply_add(builder, p, r, constant(coefficient))
+    p = builder.fadd(fused_multiply_add(builder, p, builder.fmul(r, r), r), constant(1.0))
+    biased = builder.add(builder.fptosi(n, INTS), ir.Constant(INTS, [127] * LANES))
+    power = builder.bitcast(builder.shl(biased, ir.Constant(INTS, [23] * LANES)), FLOATS)
+    low = builder.fcmp_ordered("<", x, constant(-87.0))
+    return builder.select(low, constant(0.0), builder.fmul(p, power))
+
+
+def _soften_row() -> Any:
+    """Numba intrinsic `(paired, scores, weights, low, high, scaling, peak, total, factor)`, all addresses but low, high.
+
+    scores: [64] float32, not changed. Writes weights [64] = e^(score * scaling - new peak), 0 outside [low, high), as
+    bfloat16 where `paired`, else float32; moves peak to the highest score so far; factor becomes e^(old - new peak), and
+    total becomes total * factor + the weights' sum.
+    """
+
+    def write(function: ir.Function) -> None:
+        paired, scores, weights, low, high, scaling, peak, total, factor = function.args
+
+        def body(builder: ir.IRBuilder, halves: bool) -> None:
+            lanes = ir.Constant(INTS, list(range(LANES)))
+            first, end = (broadcast(builder, builder.trunc(edge, INTS.element)) for edge in (low, high))
+            scale = broadcast(builder, load(builder, scaling, FLOAT))
+            rows, seen = [], []
+            for vector in range(ROW_VECTORS):
+                index = builder.add(lanes, ir.Constant(INTS, [vector * LANES] * LANES))
+                inside = builder.and_(
+                    builder.icmp_signed(">=", index, first), builder.icmp_signed("<", index, end)
+                )
+                value = builder.fmul(load(builder, offset_by(builder, scores, vector * VECTOR_BYTES), FLOATS), scale)
+                rows.append(builder.select(inside, value, constant(HIDDEN)))
+                seen.append(inside)
+            before = broadcast(builder, load(builder, peak, FLOAT))
+            highest = before
+            for row in rows:
+                highest = _call(builder, "llvm.maxnum.v16f32", FLOATS, [highest, row])
+            top = _call(builder, "llvm.vector.reduce.fmax.v16f32", FLOAT, [highest])
+            after = broadcast(builder, top)
+            added = constant(0.0)
+            for vector, (row, inside) in enumerate(zip(rows, seen, strict=True)):
+                weight = _exponential(builder, builder.fsub(row, after))
+                weight = builder.select(inside, weight, constant(0.0))
+                added = builder.fadd(added, weight)
+                width = VECTOR_BYTES // 2 if halves else VECTOR_BYTES
+                stored = rounded_to_halves(builder, weight) if halves else weight
+                store(builder, stored, offset_by(builder, weights, vector * width), align=2)
+            share = builder.extract_element(_exponential(builder, builder.fsub(before, after)), ir.Constant(INTS.element, 0))
+            reduced = _call(builder, "llvm.vector.reduce.fadd.v16f32", FLOAT, [ir.Constant(FLOAT, -0.0), added])
+            store(builder, top, peak)
+            store(builder, share, factor)
+            store(builder, builder.fadd(builder.fmul(load(builder, total, FLOAT), share), reduced), total)
+            builder.ret_void()
+
+        both_kinds(function, paired, body)
+
+    return as_intrinsic("soften_row", 9, write)
+
+
+def _cap_scores() -> Any:
+    """Numba intrinsic `(scores, scaling, softcap)`: scores [64] become softcap * tanh(scores * scaling / softcap) / scaling.
+
+    So what follows may scale all scores alike. tanh(y) = 1 - 2 / (e^2y + 1).
+    """
+
+    def write(function: ir.Function) -> None:
+        scores, scaling, softcap = function.args
+        builder = ir.IRBuilder(function.append_basic_block("entry"))
+        scale, cap = (broadcast(builder, load(builder, place, FLOAT)) for place in (scaling, softcap))
+        for vector in range(ROW_VECTORS):
+            place = offset_by(builder, scores, vector * VECTOR_BYTES)
+            y = builder.fdiv(builder.fmul(load(builder, place, FLOATS), scale), cap)
+            twice = _call(builder, "llvm.minnum.v16f32", FLOATS, [builder.fadd(y, y), constant(80.0)])
+            power = builder.fadd(_exponential(builder, twice), constant(1.0))
+            tangent = builder.fsub(constant(1.0), builder.fdiv(constant(2.0), power))
+            store(builder, builder.fdiv(builder.fmul(tangent, cap), scale), place)
+        builder.ret_void()
+
+    return as_intrinsic("cap_scores", 3, write)
+
+
+soften_row = _soften_row()
+cap_scores = _cap_scores()

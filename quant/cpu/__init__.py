@@ -1,0 +1,1 @@
+"""Processor kernels: tile products as LLVM code through numba, and the packed linear built on them."""

@@ -1,0 +1,157 @@
+"""PackedLinear: a linear layer's weight in blocks of 16 columns, and its product for any number of rows.
+
+The packed order (see `instructions`) serves one row at the speed of memory and many rows at the speed of the multiplier,
+so a weight is kept once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+import torch
+from numba import njit, prange
+from torch import Tensor
+
+from quant.cpu.instructions import LANES, VECTOR_BYTES
+from quant.cpu.memory import next_index
+from quant.cpu.tiles import product_tile
+
+TILE_ROWS, TILE_BLOCKS = 6, 4
+# Rows that a thread takes at once of a long product, so that they stay in its second-level cache.
+PANEL_ROWS = 192
+
+_six, _five, _four, _three, _two, _one = (
+    product_tile(rows, TILE_BLOCKS, rounded=True) for rows in (6, 5, 4, 3, 2, 1)
+)
+_six_narrow, _one_narrow = (product_tile(rows, 1, rounded=True) for rows in (6, 1))
+
+
+@njit(nogil=True, cache=True)
+def _narrow_panel(paired, left, left_stride, rows, steps, weight, start, out, out_stride):  # noqa: ANN001, ANN202
+    """One block of 16 columns."""
+    row = 0
+    while row + 6 <= rows:
+        _six_narrow(paired, left + row * left_stride, left_stride, steps, start, out + row * out_stride, out_stride, weight)
+        row += 6
+    while row < rows:
+        _one_narrow(paired, left + row * left_stride, left_stride, steps, start, out + row * out_stride, out_stride, weight)
+        row += 1
+
+
+@njit(nogil=True, cache=True)
+def _panel(paired, left, left_stride, rows, steps, weight, start, out, out_stride):  # noqa: ANN001, ANN202
+    """Four blocks of 16 columns."""
+    size = steps * VECTOR_BYTES
+    b0, b1, b2, b3 = weight, weight + size, weight + 2 * size, weight + 3 * size
+    # A single last row costs a whole pass over the columns: 7 rows are cut into 4 and 3.
+    while rows >= 6 and rows != 7:
+        _six(paired, left, left_stride, steps, start, out, out_stride, b0, b1, b2, b3)
+        left, out, rows = left + 6 * left_stride, out + 6 * out_stride, rows - 6
+    if rows == 7:
+        _four(paired, left, left_stride, steps, start, out, out_stride, b0, b1, b2, b3)
+        left, out, rows = left + 4 * left_stride, out + 4 * out_stride, 3
+    if rows == 5:
+        _five(paired, left, left_stride, steps, start, out, out_stride, b0, b1, b2, b3)
+    elif rows == 4:
+        _four(paired, left, left_stride, steps, start, out, out_stride, b0, b1, b2, b3)
+    elif rows == 3:
+        _three(paired, left, left_stride, steps, start, out, out_stride, b0, b1, b2, b3)
+    elif rows == 2:
+        _two(paired, left, left_stride, steps, start, out, out_stride, b0, b1, b2, b3)
+    elif rows == 1:
+        _one(paired, left, left_stride, steps, start, out, out_stride, b0, b1, b2, b3)
+
+
+@njit(nogil=True, parallel=True, cache=True)
+def _product(paired, left, left_stride, rows, steps, weight, start, out, out_stride, blocks, counter, threads):  # noqa: ANN001, ANN202
+    """Threads take column groups (times row panels) off a shared counter until none is left."""
+    groups = (blocks + TILE_BLOCKS - 1) // TILE_BLOCKS
+    panels = (rows + PANEL_ROWS - 1) // PANEL_ROWS
+    size = steps * VECTOR_BYTES
+    width = 32 if paired else 64
+    for _ in prange(threads):
+        while True:
+            item = next_index(counter)
+            if item >= groups * panels:
+                break
+            # All rows of a column group follow each other, so its weights come from memory once.
+            block, first = (item // panels) * TILE_BLOCKS, (item % panels) * PANEL_ROWS
+            count = min(PANEL_ROWS, rows - first)
+            place, target = left + first * left_stride, out + first * out_stride
+            if block + TILE_BLOCKS <= blocks:
+                _panel(
+                    paired, place, left_stride, count, steps,
+                    weight + block * size, start + block * 64, target + block * width, out_stride,
+                )  # fmt: skip
+            else:
+                for single in range(block, blocks):
+                    _narrow_panel(
+                        paired, place, left_stride, count, steps,
+                        weight + single * size, start + single * 64, target + single * width, out_stride,
+                    )  # fmt: skip
+
+
+def pack(weight: Tensor) -> Tensor:
+    """The packed copy of weight [columns, depth]: [blocks, steps, 16, pair], columns filled up with zeros."""
+    columns, depth = weight.shape
+    pair = 2 if weight.dtype == torch.bfloat16 else 1
+    filled = -columns % LANES
+    if filled:
+        weight = torch.cat([weight, weight.new_zeros(filled, depth)])
+    blocks = weight.shape[0] // LANES
+    return weight.view(blocks, LANES, depth // pair, pair).permute(0, 2, 1, 3).contiguous()
+
+
+class PackedLinear:
+    """y = x W^T + b over a packed weight, in bfloat16 (float32 sums) or float32.
+
+    Raises nothing of its own: `supports` says beforehand what it serves.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, threads: int) -> None:
+        """weight: [columns, depth], given up to the packed copy; bias: [columns]."""
+        self.columns, self.depth = weight.shape
+        self.packed = pack(weight)
+        self.blocks, self.steps = self.packed.shape[0], self.packed.shape[1]
+        self._start = torch.zeros(self.blocks * LANES)
+        if bias is not None:
+            self._start[: self.columns] = bias.float()
+        self._paired = int(weight.dtype == torch.bfloat16)
+        self._element = weight.element_size()
+        self._counter = numpy.zeros(1, numpy.int64)
+        self._addresses = (self.packed.data_ptr(), self._start.data_ptr(), self._counter.ctypes.data)
+        self._threads = threads
+
+    @staticmethod
+    def supports(weight: Tensor) -> bool:
+        pair = 2 if weight.dtype == torch.bfloat16 else 1
+        known = weight.dtype in (torch.bfloat16, torch.float32)
+        return weight.device.type == "cpu" and known and weight.shape[1] % pair == 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [..., depth] -> [..., columns], in x's dtype, which is the weight's."""
+        shape = x.shape
+        rows = x.numel() // self.depth
+        x = x.reshape(rows, self.depth)
+        width = self.blocks * LANES
+        out = torch.empty((rows, width), dtype=x.dtype)
+        if rows:
+            weight, start, counter = self._addresses
+            self._counter[0] = 0
+            _product(
+                self._paired, x.data_ptr(), x.stride(0) * self._element, rows, self.steps, weight, start,
+                out.data_ptr(), width * self._element, self.blocks, counter, self._threads,
+            )  # fmt: skip
+        if width != self.columns:
+            out = out[:, : self.columns]
+        return out.view(*shape[:-1], self.columns)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """The weight's rows at index [T]: [T, depth]. What an embedding tied to this linear looks up."""
+        lines = self.packed[index // LANES, :, index % LANES]
+        return lines.reshape(index.shape[0], self.depth)
+
+    @property
+    def bytes(self) -> int:
+        return self.packed.nbytes + self._start.nbytes

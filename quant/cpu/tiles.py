@@ -1,0 +1,138 @@
+"""Tile products in LLVM code: a few rows of activations times a few blocks of 16 packed columns.
+
+All sums of a tile stay in vector registers. Two element kinds are known, each with its packed order of a block of 16 columns over `depth` values:
+
+    float32   [depth][16]          one fused multiply-add per 16 columns and value
+    bfloat16  [depth / 2][16][2]   one dot product of pairs per 16 columns and two values (VDPBF16PS where the
+                                   processor has it, else two fused multiply-adds on the widened halves)
+
+The register-blocked outer product follows Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication"
+(2008). Everything here takes raw addresses; shapes and lifetimes are the callers' business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+
+from quant.cpu.instructions import (
+    FLOATS, FLOAT, INT32, INT64, INTS, LANES, PAIR_DOT, VECTOR_BYTES, Totals, as_intrinsic, both_kinds, broadcast,
+    counted_loop, fused_multiply_add, integer, load, offset_by, rounded_to_halves, row_address, store,
+)
+
+
+def _widened(builder: ir.IRBuilder, pairs: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """The low and the high bfloat16 of each 32-bit lane as float32."""
+    low = builder.shl(pairs, ir.Constant(INTS, [16] * LANES))
+    high = builder.and_(pairs, ir.Constant(INTS, [0xFFFF0000] * LANES))
+    return builder.bitcast(low, FLOATS), builder.bitcast(high, FLOATS)
+
+
+def _pair_dot(builder: ir.IRBuilder, total: ir.Value, left: ir.Value, right: ir.Value) -> ir.Value:
+    """total + left.low * right.low + left.high * right.high, lane by lane; left and right hold bfloat16 pairs."""
+    if PAIR_DOT:
+        kind = ir.FunctionType(FLOATS, [FLOATS, INTS, INTS])
+        return builder.call(ir.InlineAsm(kind, "vdpbf16ps $3, $2, $0", "=v,0,v,v"), [total, left, right])
+    (left_low, left_high), (right_low, right_high) = _widened(builder, left), _widened(builder, right)
+    total = fused_multiply_add(builder, left_low, right_low, total)
+    return fused_multiply_add(builder, left_high, right_high, total)
+
+
+def _product_step(
+    builder: ir.IRBuilder,
+    totals: Totals,
+    rows: list[ir.Value],
+    blocks: list[ir.Value],
+    *,
+    paired: bool,
+) -> Totals:
+    """One step of depth: totals [rows][blocks] plus the outer product of what `rows` and `blocks` point at."""
+    columns = [load(builder, block, INTS if paired else FLOATS) for block in blocks]
+    sums = []
+    for row, line in zip(rows, totals, strict=True):
+        left = broadcast(builder, load(builder, row, INT32 if paired else FLOAT))
+        if paired:
+            sums.append([_pair_dot(builder, total, left, right) for total, right in zip(line, columns, strict=True)])
+        else:
+            sums.append(
+                [fused_multiply_add(builder, left, right, t) for t, right in zip(line, columns, strict=True)]
+            )
+    return sums
+
+
+def product_tile(rows: int, blocks: int, *, rounded: bool) -> Any:
+    """Numba intrinsic `(paired, left, left_stride, steps, start, out, out_stride, block_0, ..)`: a tile of a product.
+
+    Writes out[row][block * 16 ..] = start[block * 16 ..] + sum over steps of left[row] x block. Elements are pairs of
+    bfloat16 where `paired`, else float32; `steps` counts depth in pairs or values; strides are bytes; `start` addresses
+    float32 (a bias, or zeros); out is float32, or bfloat16 where `rounded` and `paired`.
+    """
+
+    def write(function: ir.Function) -> None:
+        paired, left, left_stride, steps, start, out, out_stride, *packed = function.args
+
+        def body(builder: ir.IRBuilder, halves: bool) -> None:
+            starts = [load(builder, offset_by(builder, start, block * VECTOR_BYTES), FLOATS) for block in range(blocks)]
+
+            def step(builder: ir.IRBuilder, index: ir.Value, totals: Totals) -> Totals:
+                place = builder.add(left, builder.mul(index, integer(4)))
+                lines = [row_address(builder, place, left_stride, row) for row in range(rows)]
+                advance = builder.mul(index, integer(VECTOR_BYTES))
+                return _product_step(builder, totals, lines, [builder.add(p, advance) for p in packed], paired=halves)
+
+            totals = counted_loop(function, builder, steps, [list(starts) for _ in range(rows)], step)
+            width = (2 if rounded and halves else 4) * LANES
+            for row, line in enumerate(totals):
+                place = row_address(builder, out, out_stride, row)
+                for block, total in enumerate(line):
+                    value = rounded_to_halves(builder, total) if rounded and halves else total
+                    store(builder, value, offset_by(builder, place, block * width), align=2)
+            builder.ret_void()
+
+        both_kinds(function, paired, body)
+
+    return as_intrinsic(f"product_tile_{rows}_{blocks}_{rounded}", 7 + blocks, write)
+
+
+def gather_tile(rows: int, blocks: int) -> Any:
+    """Numba intrinsic `(paired, left, left_stride, pages, page_count, offset, steps, block_stride, out, out_stride)`.
+
+    Adds to out [rows][blocks * 16] float32 the product of left [rows][page_count * steps] with packed blocks that lie
+    in pages: `pages` addresses page_count page addresses (int64), and block b of a page begins `offset + b * block_stride`
+    bytes into it. `steps` per page counts values, or pairs where `paired`.
+    """
+
+    def write(function: ir.Function) -> None:
+        paired, left, left_stride, pages, count, offset, steps, block_stride, out, out_stride = function.args
+
+        def body(builder: ir.IRBuilder, halves: bool) -> None:
+            places = [
+                [offset_by(builder, row_address(builder, out, out_stride, row), block * VECTOR_BYTES) for block in range(blocks)]
+                for row in range(rows)
+            ]
+
+            def page_step(builder: ir.IRBuilder, page: ir.Value, totals: Totals) -> Totals:
+                base = builder.add(load(builder, builder.add(pages, builder.mul(page, integer(8))), INT64, 8), offset)
+                first = builder.mul(page, steps)
+
+                def step(builder: ir.IRBuilder, index: ir.Value, totals: Totals) -> Totals:
+                    place = builder.add(left, builder.mul(builder.add(first, index), integer(4)))
+                    lines = [row_address(builder, place, left_stride, row) for row in range(rows)]
+                    line = builder.add(base, builder.mul(index, integer(VECTOR_BYTES)))
+                    columns = [row_address(builder, line, block_stride, block) for block in range(blocks)]
+                    return _product_step(builder, totals, lines, columns, paired=halves)
+
+                return counted_loop(function, builder, steps, totals, step)
+
+            starts = [[load(builder, place, FLOATS) for place in line] for line in places]
+            totals = counted_loop(function, builder, count, starts, page_step)
+            for line, ends in zip(places, totals, strict=True):
+                for place, total in zip(line, ends, strict=True):
+                    store(builder, total, place)
+            builder.ret_void()
+
+        both_kinds(function, paired, body)
+
+    return as_intrinsic(f"gather_tile_{rows}_{blocks}", 10, write)
