@@ -13,7 +13,8 @@ class PageSpan:
     """A sequence's pages in one cache group: page `ids[i]` holds positions from `(first + i) * page_tokens` on.
 
     `first` is above 0 where a sliding window has released the pages before it. `ids` covers every position that
-    this step writes, and every one it may still read.
+    this step writes, and every one it may still read. It is the page table's own list, never a copy: read it before
+    the scheduler's next call.
     """
 
     first: int
@@ -24,7 +25,7 @@ class PageSpan:
 class SampleTask:
     """What the sampler needs to choose one token; `prompt` and `output` are read only.
 
-    `output` holds the answer so far, so its length is the index of the token to be chosen.
+    `output` holds the answer so far, so its length is the index of the token to be chosen; it grows at the commit.
     """
 
     sampling: Sampling
@@ -40,7 +41,9 @@ class Slice:
         sequence: number of the sequence, unique over the engine's life.
         start: position of the first token; the cache holds exactly the positions before it.
         tokens: token ids to feed, at least one.
-        rope_length: the length by which length-dependent RoPE variants choose their frequencies for this slice.
+        prompt_length: tokens of the request's prompt, answer excluded. Dynamic NTK scales the token at a position by
+            max(prompt_length, position + 1), so chunks and recomputation choose as the first pass did.
+        length: tokens of the sequence known at this step, by which longrope chooses for all of the slice.
         spans: pages, one span per cache group, in the layout's order.
         sample: set on the slice that ends at the sequence's newest token: choose the next one.
     """
@@ -48,7 +51,8 @@ class Slice:
     sequence: int
     start: int
     tokens: Many[int]
-    rope_length: int
+    prompt_length: int
+    length: int
     spans: tuple[PageSpan, ...]
     sample: SampleTask | None
 
