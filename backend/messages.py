@@ -34,7 +34,8 @@ class Stop(Struct, frozen=True, tag=True):
 class Progress(Struct, frozen=True, tag=True):
     """Engine to server, while starting: a stage began or moved on.
 
-    `stage` is one of read, load, warm up (download belongs to the server's side); `total` 0 means not countable.
+    `stage` is one of read, load, warm up (download belongs to the server's side); `total` 0 means not
+    countable.
     """
 
     stage: str
@@ -45,7 +46,8 @@ class Progress(Struct, frozen=True, tag=True):
 class Ready(Struct, frozen=True, tag=True):
     """Engine to server: requests are served from now on.
 
-    `weights_bytes` has one entry per rank, `rank_pids` the process of each, `devices` its device as torch names it.
+    `weights_bytes` has one entry per rank, `rank_pids` the process of each, `devices` its device as torch
+    names it.
     """
 
     plan: Plan
@@ -73,8 +75,17 @@ class StartFailed(Struct, frozen=True, tag=True):
     hint: str = ""
 
 
+class Heartbeat(Struct, frozen=True, tag=True):
+    """Engine to server, twice a second from a thread of its own: the process lives.
+
+    `step_seconds` is how long the step in progress has been running; 0 between steps.
+    """
+
+    step_seconds: float = 0.0
+
+
 ToEngine = Submit | Cancel | Stop
-FromEngine = Progress | Ready | StepOutput | StartFailed
+FromEngine = Progress | Ready | StepOutput | StartFailed | Heartbeat
 
 encoder = msgspec.msgpack.Encoder()
 to_engine_decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)

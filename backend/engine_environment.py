@@ -1,0 +1,42 @@
+"""The environment an engine process is spawned with: thread counts, caches and where its modules lie."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+from platformdirs import user_cache_path
+
+from backend.engine_settings import EngineSettings
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def compute_threads(settings: EngineSettings) -> int:
+    """Threads for compute on a CPU device: as set, else one per physical core this process may use."""
+    if settings.threads is not None:
+        return settings.threads
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
+
+
+def engine_environment(settings: EngineSettings, inherited: Mapping[str, str]) -> dict[str, str]:
+    """The child's whole environment.
+
+    Thread counts are read by the libraries when they load, so only the parent can set them.
+    NUMBA_NUM_THREADS is an upper bound that numba refuses to raise later. Our own root leads PYTHONPATH,
+    because the child starts with python's -P: a folder named `backend` in the user's working directory must
+    not be imported.
+    """
+    root = str(Path(__file__).resolve().parent.parent)
+    threads = str(compute_threads(settings))
+    paths = [root, *(part for part in inherited.get("PYTHONPATH", "").split(os.pathsep) if part)]
+    return {
+        **inherited,
+        **dict.fromkeys(THREAD_VARIABLES, threads),
+        "NUMBA_CACHE_DIR": inherited.get("NUMBA_CACHE_DIR") or str(user_cache_path("shardwise") / "numba"),
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+        "TOKENIZERS_PARALLELISM": "false",
+    }

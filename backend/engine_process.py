@@ -1,0 +1,170 @@
+"""The engine process: builds an Engine from the settings it is sent, then steps it while there is work.
+
+It is `python -m backend.engine_process FD`, FD one end of a Unix socket pair; the other end, the server's,
+is the `supervisor`'s. What a step does is `engine`'s.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from backend.engine_channel import EngineChannel, receive_frame
+from backend.engine_settings import EngineSettings
+from backend.errors import ShardwiseError
+from backend.messages import Cancel, Progress, Ready, StartFailed, StepOutput, Submit, ToEngine
+from backend.planner.plan import Plan
+from backend.request import Request
+
+PR_SET_PDEATHSIG = 1
+PROGRESS_SECONDS = 0.1
+
+OnProgress = Callable[[str, int, int], None]
+
+
+class SteppedEngine(Protocol):
+    """What this process asks of an Engine. All calls come from one thread."""
+
+    @property
+    def has_work(self) -> bool: ...
+
+    def submit(self, request: Request) -> None: ...
+
+    def cancel(self, request: str) -> None: ...
+
+    def step(self) -> StepOutput: ...
+
+
+class Composed(Protocol):
+    """What composing brings: the engine and what Ready tells of it."""
+
+    @property
+    def engine(self) -> SteppedEngine: ...
+    @property
+    def plan(self) -> Plan: ...
+    @property
+    def weights_bytes(self) -> tuple[int, ...]: ...
+    @property
+    def devices(self) -> tuple[str, ...]: ...
+    @property
+    def max_context(self) -> int: ...
+    @property
+    def vocabulary(self) -> int: ...
+
+
+Compose = Callable[[EngineSettings, OnProgress], Composed]
+
+
+def run(peer: socket.socket, compose: Compose) -> None:
+    """Serves one server over `peer` until it says Stop or goes away, which end the process; returns after
+    StartFailed.
+
+    `compose` is called with the settings, the first frame on the socket. A ShardwiseError in it is
+    reported; any other exception is a bug of ours and leaves through the caller, so that its traceback is
+    in the log.
+    """
+    settings = receive_frame(peer)
+    if settings is None:
+        return
+    channel = EngineChannel(peer)
+    try:
+        composed = compose(
+            msgspec.msgpack.decode(settings, type=EngineSettings), ProgressReporter(channel).report
+        )
+    except ShardwiseError as error:
+        channel.send(StartFailed(code=error.code, what=error.what, why=error.why, hint=error.hint))
+        channel.flush(seconds=5.0)
+        return
+    channel.send(
+        Ready(
+            plan=composed.plan,
+            max_context=composed.max_context,
+            vocabulary=composed.vocabulary,
+            weights_bytes=composed.weights_bytes,
+            rank_pids=tuple(os.getpid() for _ in composed.devices),
+            devices=composed.devices,
+        )
+    )
+    serve(composed.engine, channel)
+
+
+def serve(engine: SteppedEngine, channel: EngineChannel) -> None:
+    """Steps while there is work, waits while there is none. Never returns."""
+    while True:
+        message = channel.receive_now() if engine.has_work else channel.receive()
+        while message is not None:
+            _obey(engine, message)
+            message = channel.receive_now()
+        if engine.has_work:
+            channel.step_begins()
+            output = engine.step()
+            channel.step_ends()
+            channel.send(output)
+
+
+def _obey(engine: SteppedEngine, message: ToEngine) -> None:
+    match message:
+        case Submit(request=request):
+            engine.submit(request)
+        case Cancel(request=request):
+            engine.cancel(request)
+
+
+class ProgressReporter:
+    """Turns progress calls into messages: each stage's beginning and end, and ten a second between."""
+
+    def __init__(self, channel: EngineChannel) -> None:
+        self._channel = channel
+        self._stage = ""
+        self._last = 0.0
+
+    def report(self, stage: str, done: int = 0, total: int = 0) -> None:
+        now = time.monotonic()
+        complete = total > 0 and done >= total
+        if stage == self._stage and not complete and now - self._last < PROGRESS_SECONDS:
+            return
+        self._stage, self._last = stage, now
+        self._channel.send(Progress(stage, done, total))
+
+
+def die_with_parent() -> None:
+    """Asks Linux to kill this process with its parent, frozen or not; elsewhere the socket tells."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def adopt(descriptor: int) -> socket.socket:
+    """The server's socket, not inherited by processes that we start: a copy would hide the server's death."""
+    peer = socket.socket(fileno=descriptor)
+    peer.set_inheritable(False)
+    return peer
+
+
+def main(arguments: list[str], compose: Compose) -> None:
+    """The process: `arguments` is the number of the inherited socket."""
+    faulthandler.enable()
+    # A terminal's Ctrl+C is the server's to interpret: it may want to drain first.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent()
+    run(adopt(int(arguments[0])), compose)
+
+
+def compose_for_real(settings: EngineSettings, on_progress: OnProgress) -> Composed:
+    """Composes late, so that what torch's import takes is told as progress."""
+    on_progress("read", 0, 0)
+    from backend.compose_engine import compose_engine
+
+    return compose_engine(settings, on_progress)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:], compose_for_real)

@@ -1,0 +1,203 @@
+"""The supervisor over real engine processes: deaths, freezes, poison, cancellation; no child stays behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import psutil
+import pytest
+
+from backend.engine_settings import EngineSettings
+from backend.errors import EngineUnavailableError
+from backend.events import End, Token
+from backend.library.files import ModelFiles
+from backend.request import Request, Sampling
+from backend.revival import RevivalPolicy
+from backend.supervisor import EngineSupervisor
+from tests.fakes.engine_options import EngineOptions, expected_answer
+
+SETTINGS = EngineSettings(files=ModelFiles(name="test", format="gguf", weights=("/w",), folder="/w", bytes=1))
+PROMPT = (1, 2, 3)
+POISON = 666
+
+Supervised = Callable[..., AbstractAsyncContextManager[EngineSupervisor]]
+
+
+@asynccontextmanager
+async def supervised(
+    options: EngineOptions | None = None, policy: RevivalPolicy | None = None, ready: bool = True
+) -> AsyncIterator[EngineSupervisor]:
+    supervisor = EngineSupervisor(SETTINGS, command=(options or EngineOptions()).command(), policy=policy)
+    await supervisor.start()
+    if ready:
+        assert await supervisor.wait_ready(10)
+    try:
+        yield supervisor
+    finally:
+        await supervisor.stop()
+        assert psutil.Process().children(recursive=True) == []
+
+
+def request(name: str = "a", tokens: int = 60, prompt: tuple[int, ...] = PROMPT, **more: float) -> Request:
+    return Request(id=name, prompt=prompt, sampling=Sampling(max_tokens=tokens), timeout=more.get("timeout"))
+
+
+def kill(supervisor: EngineSupervisor, how: signal.Signals = signal.SIGKILL) -> None:
+    pid = supervisor.status().pid
+    assert pid is not None
+    os.kill(pid, how)
+
+
+async def collect(supervisor: EngineSupervisor, wanted: Request) -> list[Token | End]:
+    return [event async for event in supervisor.generate(wanted)]
+
+
+def check_answer(events: list[Token | End], prompt: tuple[int, ...], tokens: int) -> None:
+    """Each index once and in order, the fault-free tokens, one End."""
+    *answer, end = events
+    assert isinstance(end, End)
+    assert end.reason == "length"
+    assert [event.index for event in answer if isinstance(event, Token)] == list(range(tokens))
+    assert [event.token for event in answer if isinstance(event, Token)] == expected_answer(prompt, tokens)
+
+
+async def until(condition: Callable[[], bool], seconds: float) -> float:
+    """Seconds until it held."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds, "waited too long"
+        await asyncio.sleep(0.01)
+    return time.monotonic() - began
+
+
+async def test_killed_in_mid_stream_every_request_goes_on_with_the_same_tokens() -> None:
+    async with supervised() as supervisor:
+        prompts = [(1, 2, number) for number in range(8)]
+        answers = [
+            asyncio.create_task(collect(supervisor, request(str(number), 80, prompt)))
+            for number, prompt in enumerate(prompts)
+        ]
+        for _ in range(2):
+            await asyncio.sleep(0.15)
+            kill(supervisor)
+            assert await until(lambda: supervisor.status().state == "restarting", 2) < 2
+            assert await supervisor.wait_ready(10)
+        for prompt, events in zip(prompts, await asyncio.gather(*answers), strict=True):
+            check_answer(events, prompt, 80)
+        assert supervisor.status().restarts == 2
+        assert supervisor.statistics().generation_tokens >= 8 * 80
+        assert supervisor.statistics().running == 0
+
+
+async def test_a_frozen_engine_is_noticed_and_replaced() -> None:
+    async with supervised() as supervisor:
+        answer = asyncio.create_task(collect(supervisor, request(tokens=200)))
+        await asyncio.sleep(0.2)
+        kill(supervisor, signal.SIGSTOP)
+        assert await until(lambda: supervisor.status().state == "restarting", 4) < 4
+        check_answer(await answer, PROMPT, 200)
+
+
+async def test_a_request_that_kills_the_engine_is_ended_and_the_others_go_on() -> None:
+    policy = RevivalPolicy(first_delay=0.01)
+    async with supervised(EngineOptions(poison=POISON), policy) as supervisor:
+        early = asyncio.create_task(collect(supervisor, request("early", 100, (5,))))
+        await asyncio.sleep(0.1)
+        poisoned = asyncio.create_task(collect(supervisor, request("poison", 10, (POISON,))))
+        beside = asyncio.create_task(collect(supervisor, request("beside", 50, (6,))))
+        (end,) = await poisoned
+        assert isinstance(end, End)
+        assert end.reason == "error"
+        assert "SIGKILL" in end.message
+        check_answer(await early, (5,), 100)
+        check_answer(await beside, (6,), 50)
+        assert supervisor.status().state == "ready"
+        assert supervisor.status().restarts == 3
+
+
+async def test_two_poisons_among_many_are_both_found() -> None:
+    policy = RevivalPolicy(first_delay=0.01)
+    async with supervised(EngineOptions(poison=POISON), policy) as supervisor:
+        prompts = [(1,), (POISON,), (2,), (POISON, 1), (3,)]
+        answers = await asyncio.gather(
+            *(collect(supervisor, request(str(n), 20, prompt)) for n, prompt in enumerate(prompts))
+        )
+        ends = [events[-1] for events in answers]
+        assert [end.reason for end in ends if isinstance(end, End)] == [
+            "length", "error", "length", "error", "length"
+        ]  # fmt: skip
+
+
+async def test_an_engine_that_never_comes_up_fails_with_its_reason() -> None:
+    policy = RevivalPolicy(deaths=3, first_delay=0.01)
+    async with supervised(EngineOptions(crash_at_start=True), policy, ready=False) as supervisor:
+        events = await collect(supervisor, request())
+        assert not await supervisor.wait_ready()
+        (end,) = events
+        assert isinstance(end, End)
+        assert end.reason == "error"
+        assert supervisor.status().state == "failed"
+        assert "exited with status 1" in supervisor.status().error
+        with pytest.raises(EngineUnavailableError):
+            await anext(supervisor.generate(request("b")))
+
+
+async def test_a_refused_start_is_not_tried_again() -> None:
+    async with supervised(EngineOptions(start_error="The file is broken"), ready=False) as supervisor:
+        assert not await supervisor.wait_ready(10)
+        status = supervisor.status()
+        assert status.state == "failed"
+        assert status.restarts == 0
+        assert status.error.splitlines() == ["The file is broken", "It is a test.", "Write another."]
+
+
+async def test_requests_wait_while_the_engine_starts_and_deadlines_hold_meanwhile() -> None:
+    async with supervised(EngineOptions(start_seconds=0.6), ready=False) as supervisor:
+        hurried = asyncio.create_task(collect(supervisor, request("hurried", timeout=0.1)))
+        patient = asyncio.create_task(collect(supervisor, request("patient", 5, timeout=30)))
+        assert await hurried == [End("hurried", "deadline")]
+        assert supervisor.status().state == "starting"
+        check_answer(await patient, PROMPT, 5)
+
+
+async def test_closing_the_iterator_cancels_in_the_engine() -> None:
+    async with supervised() as supervisor:
+        events = supervisor.generate(request(tokens=3000))
+        assert isinstance(await anext(events), Token)
+        await events.aclose()
+        check_answer(await collect(supervisor, request("next", 20)), PROMPT, 20)
+        assert supervisor.statistics().running == 0
+        assert supervisor.statistics().generation_tokens < 100
+
+
+async def test_drain_refuses_new_requests_and_waits_for_running_ones() -> None:
+    async with supervised() as supervisor:
+        running = asyncio.create_task(collect(supervisor, request(tokens=50)))
+        await asyncio.sleep(0.05)
+        drained = asyncio.create_task(supervisor.drain())
+        await asyncio.sleep(0)
+        assert supervisor.status().state == "draining"
+        with pytest.raises(EngineUnavailableError):
+            await anext(supervisor.generate(request("late")))
+        await drained
+        check_answer(await running, PROMPT, 50)
+
+
+async def test_stop_ends_running_requests_as_cancelled() -> None:
+    async with supervised() as supervisor:
+        running = asyncio.create_task(collect(supervisor, request(tokens=3000)))
+        await asyncio.sleep(0.1)
+        await supervisor.stop()
+        assert (await running)[-1] == End("a", "cancelled")
+
+
+async def test_stop_ends_a_frozen_engine_and_one_that_is_starting() -> None:
+    async with supervised() as supervisor:
+        kill(supervisor, signal.SIGSTOP)
+    async with supervised(EngineOptions(start_seconds=30), ready=False) as supervisor:
+        await until(lambda: supervisor.status().pid is not None, 5)
