@@ -1,0 +1,38 @@
+"""explain: a Plan as text that a person reads in a terminal."""
+
+from __future__ import annotations
+
+from backend.planner.plan import Plan, Rank
+from backend.planner.units import human_bytes
+
+
+def explain(plan: Plan) -> str:
+    """The plan as lines: what is served and how, memory by device and term, and the reasons."""
+    rows = [
+        ("model", f"{plan.model} ({plan.architecture})"),
+        ("devices", ", ".join(rank.device for rank in plan.ranks)),
+        ("parallel", f"tensor {plan.tensor_parallel}, stages {plan.pipeline_stages}"),
+        ("dtype", plan.dtype),
+        ("formats", f"weights {plan.weight_format}, kv {plan.kv_format}"),
+        ("context", f"{plan.max_context:,} tokens"),
+        ("sequences", f"{plan.max_sequences:,} in a step of {plan.step_tokens:,} tokens"),
+        (
+            "pages",
+            f"{plan.pages:,} of {plan.page_tokens} tokens and {human_bytes(plan.page_bytes)}, "
+            f"{human_bytes(plan.pages * plan.page_bytes)} in all",
+        ),
+        ("threads", str(plan.threads)),
+    ]
+    lines = [f"{name:<10} {value}" for name, value in rows]
+    for rank in plan.ranks:
+        lines += ["", *_memory_lines(rank)]
+    return "\n".join([*lines, "", "why", *(f"  - {reason}" for reason in plan.reasons)])
+
+
+def _memory_lines(rank: Rank) -> list[str]:
+    total = sum(term.bytes for term in rank.memory)
+    terms = [(term.name, term.bytes) for term in rank.memory] + [("total", total)]
+    return [
+        f"memory of rank {rank.rank} on {rank.device}",
+        *(f"  {name:<12} {human_bytes(count):>10}" for name, count in terms),
+    ]

@@ -1,0 +1,70 @@
+"""Memory of one rank by term, and what a pool of pages holds: formulas only; deciding is `decide`'s."""
+
+from __future__ import annotations
+
+from backend.planner.model_facts import ModelFacts
+from kvcache.layout import CacheLayout, Keeps
+
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+_MIB = 1 << 20
+# What an engine process holds before it has a weight: interpreter, torch, transformers, numba and their
+# caches.
+LIBRARIES_CPU = 700 * _MIB
+# On the device: the CUDA context, the libraries' workspaces, and what torch's allocator keeps between
+# tensors.
+LIBRARIES_CUDA = 900 * _MIB
+# The sampler's temporaries: bytes per logit of a block of rows, and the most logits in a block on a GPU.
+_SAMPLER_BYTES, _SAMPLER_LOGITS = 24, 1 << 24
+
+
+def weights_bytes(facts: ModelFacts, dtype: str) -> int:
+    return facts.parameters * ELEMENT_BYTES[dtype]
+
+
+def activation_bytes(facts: ModelFacts, dtype: str, step_tokens: int, max_sequences: int, cuda: bool) -> int:
+    """The peak of one step.
+
+    Per token of the step, in the dtype: the MLP's gate, up and product, six copies of the hidden state
+    (residual, norms, in and out), and the query with the attention's output. Per sequence: its logits in the
+    dtype and in float32. Then the sampler's temporaries, a row at a time on CPU.
+    """
+    query = max(
+        (
+            heads * (layer.key_size + layer.value_size)
+            for heads, layer in zip(facts.heads, facts.layers, strict=True)
+        ),
+        default=0,
+    )
+    element = ELEMENT_BYTES[dtype]
+    per_token = (3 * facts.intermediate + 6 * facts.hidden + query) * element
+    logits = max_sequences * facts.vocabulary
+    sampled = min(logits, max(_SAMPLER_LOGITS, facts.vocabulary)) if cuda else facts.vocabulary
+    return step_tokens * per_token + logits * (4 + element) + sampled * _SAMPLER_BYTES
+
+
+def pages_of_context(layout: CacheLayout, tokens: int, step_tokens: int) -> int:
+    """Pages that one sequence of `tokens` positions holds at most, over all groups.
+
+    A group with a window holds the window before a step's first token and the step's own tokens, which begin
+    and end anywhere in a page; it never holds more than the whole sequence.
+    """
+    pages = 0
+    for group in layout.groups:
+        whole = -(-tokens // group.page_tokens)
+        if group.keeps is Keeps.SLIDING and group.window is not None:
+            whole = min(whole, -(-(group.window + step_tokens) // group.page_tokens) + 1)
+        pages += whole
+    return pages
+
+
+def context_of_pages(layout: CacheLayout, pages: int, step_tokens: int, limit: int) -> int:
+    """The longest context up to `limit` that `pages` hold; 0 where they hold none."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        if pages_of_context(layout, middle, step_tokens) <= pages:
+            low = middle
+        else:
+            high = middle - 1
+    return low

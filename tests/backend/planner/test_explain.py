@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+
+from backend.planner.explain import explain
+from backend.planner.plan import MemoryTerm, Plan, Rank
+from backend.planner.units import human_bytes
+
+
+def test_an_explained_plan_has_its_numbers_and_reasons() -> None:
+    plan = Plan(
+        model="starter",
+        architecture="LlamaForCausalLM",
+        dtype="bfloat16",
+        weight_format="model",
+        kv_format="model",
+        tensor_parallel=1,
+        pipeline_stages=1,
+        ranks=(Rank(0, "cpu", (MemoryTerm("weights", 256 << 20), MemoryTerm("kv", 3 << 30))),),
+        max_context=8192,
+        max_sequences=64,
+        step_tokens=512,
+        page_tokens=16,
+        page_bytes=368640,
+        pages=100,
+        threads=2,
+        reasons=("Because of this.", "And of that."),
+    )
+    text = explain(plan)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    for expected in (
+        "model starter (LlamaForCausalLM)",
+        "context 8,192 tokens",
+        "pages 100 of 16 tokens and 360 KiB, 35.2 MiB in all",
+        "memory of rank 0 on cpu",
+        "weights 256 MiB",
+        "kv 3 GiB",
+        "total 3.25 GiB",
+        "- Because of this.",
+        "- And of that.",
+    ):
+        assert expected in lines
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1 KiB"),
+        (3 << 29, "1.5 GiB"),
+        (500 << 20, "500 MiB"),
+        (5 << 40, "5 TiB"),
+    ],
+)
+def test_human_bytes(count: int, text: str) -> None:
+    assert human_bytes(count) == text
