@@ -1,0 +1,1 @@
+"""Load on an OpenAI-compatible server, measured as the field does. The command is `app.commands.bench`."""
