@@ -14,8 +14,8 @@ class LayerPages:
     """One layer's keys and values inside the pool, as strided views; nothing is copied.
 
     keys: [pages, kv_heads, page_tokens, key_size]; values: [pages, kv_heads, page_tokens, value_size]. The last two
-    dimensions are contiguous: one block of memory, whose inner order is the kernel's own (the reference keeps it plain).
-    One pool is written and read by one kernel.
+    dimensions are contiguous: one block of memory, whose inner order is the kernel's own (the reference keeps it
+    plain). One pool is written and read by one kernel.
     """
 
     keys: Tensor

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy
 import torch
-from numba import carray, njit, prange
+from numba import carray, njit, prange  # pyright: ignore[reportAttributeAccessIssue]
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -37,7 +37,7 @@ _sums6_narrow, _sums1_narrow = (gather_tile(rows, 1) for rows in (6, 1))
 
 
 @njit(nogil=True, cache=True)
-def _score_rows(paired, query, stride, rows, steps, zeros, scores, b0, b1, b2, b3):  # noqa: ANN001, ANN202
+def _score_rows(paired, query, stride, rows, steps, zeros, scores, b0, b1, b2, b3):
     """scores [rows][SPAN] = query [rows] x 64 packed positions."""
     width = SPAN * 4
     while rows >= 6 and rows != 7:
@@ -59,7 +59,7 @@ def _score_rows(paired, query, stride, rows, steps, zeros, scores, b0, b1, b2, b
 
 
 @njit(nogil=True, cache=True)
-def _sum_rows(paired, weights, stride, rows, pages, count, offset, steps, block, blocks, out, out_stride):  # noqa: ANN001, ANN202
+def _sum_rows(paired, weights, stride, rows, pages, count, offset, steps, block, blocks, out, out_stride):
     """out [rows][blocks * 16] += weights [rows][count * page_tokens] x the values of `count` pages."""
     done = 0
     while done + 4 <= blocks:
@@ -96,7 +96,7 @@ def _sum_rows(paired, weights, stride, rows, pages, count, offset, steps, block,
 def _item(
     paired, query, query_stride, out, out_stride, group, key_size, value_size, page_tokens, keys, values, page_stride,
     window, scaling, softcap, sinks, head, tokens, position, first_page, table, scratch,
-):  # fmt: skip # noqa: ANN001, ANN202
+):  # fmt: skip
     """A few tokens of one sequence under one kv head: `head` counts query heads before the group's first."""
     element, pair = (2, 2) if paired else (4, 1)
     rows = tokens * group
@@ -160,14 +160,14 @@ def _item(
 
 
 @njit(nogil=True, cache=True)
-def _block(keys, page_stride, page_tokens, steps, table, first_page, position):  # noqa: ANN001, ANN202
+def _block(keys, page_stride, page_tokens, steps, table, first_page, position):
     """Address of the 16 packed keys that begin at `position`."""
     page = table[position // page_tokens - first_page]
     return keys + page_stride * page + (position % page_tokens) // 16 * steps * 64
 
 
 @njit(nogil=True, cache=True)
-def _copy_query(query, query_stride, copied, copy_stride, group, tokens):  # noqa: ANN001, ANN202
+def _copy_query(query, query_stride, copied, copy_stride, group, tokens):
     """Gathers the group's rows of each token side by side, so that rows have one stride."""
     words = group * copy_stride // 4
     for token in range(tokens):
@@ -178,7 +178,7 @@ def _copy_query(query, query_stride, copied, copy_stride, group, tokens):  # noq
 
 
 @njit(nogil=True, cache=True)
-def _finish(sums, factor, line, size, paired):  # noqa: ANN001, ANN202
+def _finish(sums, factor, line, size, paired):
     if paired:
         halves = carray(halves_at(line), (size,))
         for i in range(size):
@@ -197,12 +197,12 @@ def _finish(sums, factor, line, size, paired):  # noqa: ANN001, ANN202
 def _attend(
     paired, query, query_stride, out, out_stride, group, kv_heads, key_size, value_size, page_tokens, keys, values,
     page_stride, head_stride, window, scaling, softcap, sinks, work, tables, scratch, counter, threads,
-):  # fmt: skip # noqa: ANN001, ANN202
+):  # fmt: skip
     """Threads take (tokens, kv head) items off a shared counter; work [items, 5] as `prepare` makes it."""
     element = 2 if paired else 4
     for thread in prange(threads):
         while True:
-            item = next_index(counter)
+            item = next_index(counter)  # pyright: ignore[reportCallIssue]
             if item >= work.shape[0] * kv_heads:
                 break
             line, kv_head = work[item // kv_heads], item % kv_heads
@@ -217,7 +217,7 @@ def _attend(
 
 
 @njit(nogil=True, cache=True)
-def _write_token(paired, key, value, kv_heads, key_size, value_size, page_tokens, keys, values, head_stride, offset):  # noqa: ANN001, ANN202
+def _write_token(paired, key, value, kv_heads, key_size, value_size, page_tokens, keys, values, head_stride, offset):
     """One token's K and V into its page, at `offset`. A page's first token clears the page's values.
 
     (What a former owner left there takes weight 0, and 0 times a NaN would still be a NaN.)
@@ -255,10 +255,8 @@ def _write_token(paired, key, value, kv_heads, key_size, value_size, page_tokens
 def _write(
     paired, key, key_stride, value, value_stride, kv_heads, key_size, value_size, page_tokens, keys, values,
     page_stride, head_stride, slots, threads,
-):  # fmt: skip # noqa: ANN001, ANN202
-    share = (slots.shape[0] + threads - 1) // threads
-    # Shares end at page borders of no sequence in particular: tokens of a page may fall to two threads, so the thread
-    # that clears a page could come after one that has written into it. Whole pages go to the thread of their number.
+):  # fmt: skip
+    # A page belongs to one thread, the one of its number: its first token clears it before the others write.
     for thread in prange(threads):
         for token in range(slots.shape[0]):
             page, offset = slots[token] // page_tokens, slots[token] % page_tokens

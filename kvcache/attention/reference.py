@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ class ReferenceKernel:
     def prepare(self, step: GroupStep, shape: AttentionShape) -> _Prepared:
         edges = step.query_starts.tolist()
         return _Prepared(
-            ranges=tuple(zip(edges[:-1], edges[1:], strict=True)),
+            ranges=tuple(pairwise(edges)),
             starts=tuple(step.starts.tolist()),
             first_pages=tuple(step.first_pages.tolist()),
             tables=step.tables.long(),

@@ -1,4 +1,4 @@
-"""One row of an online softmax in LLVM code: numba's vectoriser leaves the exponential scalar, which is most of the cost.
+"""One row of an online softmax in LLVM code, because numba's vectoriser leaves the exponential scalar.
 
 Method: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018). The exponential is Cephes' expf.
 """
@@ -10,8 +10,21 @@ from typing import Any
 from llvmlite import ir
 
 from quant.cpu.instructions import (
-    FLOAT, FLOATS, INTS, LANES, VECTOR_BYTES, as_intrinsic, both_kinds, broadcast, constant, fused_multiply_add,
-    load, offset_by, rounded_to_halves, store,
+    FLOAT,
+    FLOATS,
+    INTS,
+    LANES,
+    VECTOR_BYTES,
+    Value,
+    as_intrinsic,
+    both_kinds,
+    broadcast,
+    constant,
+    fused_multiply_add,
+    load,
+    offset_by,
+    rounded_to_halves,
+    store,
 )  # fmt: skip
 
 # Positions of a row, in vectors of 16.
@@ -20,7 +33,7 @@ ROW_VECTORS = 4
 HIDDEN = -1.0e30
 
 
-def _call(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: list[ir.Value]) -> ir.Value:
+def _call(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: list[Value]) -> Value:
     function = builder.module.globals.get(name)
     if function is None:
         kinds = [argument.type for argument in arguments]
@@ -28,7 +41,7 @@ def _call(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: list[ir.
     return builder.call(function, arguments)
 
 
-def _exponential(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
+def _exponential(builder: ir.IRBuilder, x: Value) -> Value:
     """e^x lane by lane for x <= 87, to about 2e-7 relative; below -87 it is 0."""
     clipped = _call(builder, "llvm.maxnum.v16f32", FLOATS, [x, constant(-87.0)])
     n = _call(builder, "llvm.rint.v16f32", FLOATS, [builder.fmul(clipped, constant(1.44269504088896341))])
@@ -46,11 +59,11 @@ def _exponential(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
 
 
 def _soften_row() -> Any:
-    """Numba intrinsic `(paired, scores, weights, low, high, scaling, peak, total, factor)`, all addresses but low, high.
+    """Numba intrinsic `(paired, scores, weights, low, high, scaling, peak, total, factor)`.
 
-    scores: [64] float32, not changed. Writes weights [64] = e^(score * scaling - new peak), 0 outside [low, high), as
-    bfloat16 where `paired`, else float32; moves peak to the highest score so far; factor becomes e^(old - new peak), and
-    total becomes total * factor + the weights' sum.
+    All but paired, low and high are addresses. scores: [64] float32, not changed. Writes weights [64] =
+    e^(score * scaling - new peak), 0 outside [low, high), as bfloat16 where `paired`, else float32; moves peak to the
+    highest score so far; factor becomes e^(old - new peak), total becomes total * factor + the weights' sum.
     """
 
     def write(function: ir.Function) -> None:
@@ -63,9 +76,7 @@ def _soften_row() -> Any:
             rows, seen = [], []
             for vector in range(ROW_VECTORS):
                 index = builder.add(lanes, ir.Constant(INTS, [vector * LANES] * LANES))
-                inside = builder.and_(
-                    builder.icmp_signed(">=", index, first), builder.icmp_signed("<", index, end)
-                )
+                inside = builder.and_(builder.icmp_signed(">=", index, first), builder.icmp_signed("<", index, end))
                 value = builder.fmul(load(builder, offset_by(builder, scores, vector * VECTOR_BYTES), FLOATS), scale)
                 rows.append(builder.select(inside, value, constant(HIDDEN)))
                 seen.append(inside)
@@ -83,7 +94,9 @@ def _soften_row() -> Any:
                 width = VECTOR_BYTES // 2 if halves else VECTOR_BYTES
                 stored = rounded_to_halves(builder, weight) if halves else weight
                 store(builder, stored, offset_by(builder, weights, vector * width), align=2)
-            share = builder.extract_element(_exponential(builder, builder.fsub(before, after)), ir.Constant(INTS.element, 0))
+            share = builder.extract_element(
+                _exponential(builder, builder.fsub(before, after)), ir.Constant(INTS.element, 0)
+            )
             reduced = _call(builder, "llvm.vector.reduce.fadd.v16f32", FLOAT, [ir.Constant(FLOAT, -0.0), added])
             store(builder, top, peak)
             store(builder, share, factor)
@@ -96,9 +109,10 @@ def _soften_row() -> Any:
 
 
 def _cap_scores() -> Any:
-    """Numba intrinsic `(scores, scaling, softcap)`: scores [64] become softcap * tanh(scores * scaling / softcap) / scaling.
+    """Numba intrinsic `(scores, scaling, softcap)`, all addresses.
 
-    So what follows may scale all scores alike. tanh(y) = 1 - 2 / (e^2y + 1).
+    scores [64] become softcap * tanh(scores * scaling / softcap) / scaling, so that what follows may scale all scores
+    alike. tanh(y) = 1 - 2 / (e^2y + 1).
     """
 
     def write(function: ir.Function) -> None:

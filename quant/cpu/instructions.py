@@ -21,7 +21,9 @@ VECTOR_BYTES = 4 * LANES
 
 # Inline assembly below needs the assembler; initialising it twice is harmless.
 llvm.initialize_native_asmparser()
-Totals = list[list[ir.Value]]
+# llvmlite leaves its builder's results untyped.
+Value = Any
+Totals = list[list[Value]]
 PAIR_DOT = bool(llvm.get_host_cpu_features().get("avx512bf16", False))
 
 
@@ -33,21 +35,21 @@ def constant(value: float) -> ir.Constant:
     return ir.Constant(FLOATS, [value] * LANES)
 
 
-def load(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type, align: int = 4) -> ir.Value:
+def load(builder: ir.IRBuilder, address: Value, kind: ir.Type, align: int = 4) -> Value:
     return builder.load(builder.inttoptr(address, kind.as_pointer()), align=align)
 
 
-def store(builder: ir.IRBuilder, value: ir.Value, address: ir.Value, align: int = 4) -> None:
+def store(builder: ir.IRBuilder, value: Value, address: Value, align: int = 4) -> None:
     builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=align)
 
 
-def broadcast(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
+def broadcast(builder: ir.IRBuilder, scalar: Value) -> Value:
     vector = ir.VectorType(scalar.type, LANES)
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(INT32, 0))
     return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), ir.Constant(INTS, [0] * LANES))
 
 
-def fused_multiply_add(builder: ir.IRBuilder, left: ir.Value, right: ir.Value, total: ir.Value) -> ir.Value:
+def fused_multiply_add(builder: ir.IRBuilder, left: Value, right: Value, total: Value) -> Value:
     name = f"llvm.fma.v{LANES}f32"
     function = builder.module.globals.get(name)
     if function is None:
@@ -55,12 +57,10 @@ def fused_multiply_add(builder: ir.IRBuilder, left: ir.Value, right: ir.Value, t
     return builder.call(function, [left, right, total])
 
 
-def rounded_to_halves(builder: ir.IRBuilder, values: ir.Value) -> ir.Value:
+def rounded_to_halves(builder: ir.IRBuilder, values: Value) -> Value:
     """float32 lanes as bfloat16, to nearest even (NaN stays NaN: its payload's top bits survive the rounding here)."""
     if PAIR_DOT:
-        return builder.call(
-            ir.InlineAsm(ir.FunctionType(HALVES, [FLOATS]), "vcvtneps2bf16 $1, $0", "=v,v"), [values]
-        )
+        return builder.call(ir.InlineAsm(ir.FunctionType(HALVES, [FLOATS]), "vcvtneps2bf16 $1, $0", "=v,v"), [values])
     bits = builder.bitcast(values, INTS)
     odd = builder.and_(builder.lshr(bits, ir.Constant(INTS, [16] * LANES)), ir.Constant(INTS, [1] * LANES))
     shifted = builder.add(bits, builder.add(odd, ir.Constant(INTS, [0x7FFF] * LANES)))
@@ -70,7 +70,7 @@ def rounded_to_halves(builder: ir.IRBuilder, values: ir.Value) -> ir.Value:
 
 
 def counted_loop(
-    function: ir.Function, builder: ir.IRBuilder, count: ir.Value, totals: Totals, step: Callable[..., Any]
+    function: ir.Function, builder: ir.IRBuilder, count: Value, totals: Totals, step: Callable[..., Any]
 ) -> Totals:
     """Runs `step(builder, index, totals) -> totals` count times (at least once) and returns the last totals."""
     entry = builder.block
@@ -95,11 +95,11 @@ def counted_loop(
     return results
 
 
-def offset_by(builder: ir.IRBuilder, address: ir.Value, size: int) -> ir.Value:
+def offset_by(builder: ir.IRBuilder, address: Value, size: int) -> Value:
     return builder.add(address, integer(size))
 
 
-def row_address(builder: ir.IRBuilder, address: ir.Value, stride: ir.Value, index: int) -> ir.Value:
+def row_address(builder: ir.IRBuilder, address: Value, stride: Value, index: int) -> Value:
     return builder.add(address, builder.mul(stride, integer(index)))
 
 
@@ -128,7 +128,7 @@ def as_intrinsic(name: str, count: int, write: Callable[[ir.Function], None]) ->
     return intrinsic(typing)
 
 
-def both_kinds(function: ir.Function, paired: ir.Value, write: Callable[[ir.IRBuilder, bool], None]) -> None:
+def both_kinds(function: ir.Function, paired: Value, write: Callable[[ir.IRBuilder, bool], None]) -> None:
     """The body for float32 and the one for pairs of bfloat16, chosen by an argument.
 
     The choice is made here, not by two numba functions, because numba caches no function that closes over intrinsics.

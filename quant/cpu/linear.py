@@ -1,12 +1,10 @@
 """PackedLinear: a linear layer's weight in blocks of 16 columns, and its product for any number of rows.
 
-The packed order (see `instructions`) serves one row at the speed of memory and many rows at the speed of the multiplier,
-so a weight is kept once.
+The packed order (see `tiles`) serves one row at the speed of memory and many at the speed of the multiplier, so a
+weight is kept once.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy
 import torch
@@ -21,26 +19,42 @@ TILE_ROWS, TILE_BLOCKS = 6, 4
 # Rows that a thread takes at once of a long product, so that they stay in its second-level cache.
 PANEL_ROWS = 192
 
-_six, _five, _four, _three, _two, _one = (
-    product_tile(rows, TILE_BLOCKS, rounded=True) for rows in (6, 5, 4, 3, 2, 1)
-)
+_six, _five, _four, _three, _two, _one = (product_tile(rows, TILE_BLOCKS, rounded=True) for rows in (6, 5, 4, 3, 2, 1))
 _six_narrow, _one_narrow = (product_tile(rows, 1, rounded=True) for rows in (6, 1))
 
 
 @njit(nogil=True, cache=True)
-def _narrow_panel(paired, left, left_stride, rows, steps, weight, start, out, out_stride):  # noqa: ANN001, ANN202
+def _narrow_panel(paired, left, left_stride, rows, steps, weight, start, out, out_stride):
     """One block of 16 columns."""
     row = 0
     while row + 6 <= rows:
-        _six_narrow(paired, left + row * left_stride, left_stride, steps, start, out + row * out_stride, out_stride, weight)
+        _six_narrow(
+            paired,
+            left + row * left_stride,
+            left_stride,
+            steps,
+            start,
+            out + row * out_stride,
+            out_stride,
+            weight,
+        )
         row += 6
     while row < rows:
-        _one_narrow(paired, left + row * left_stride, left_stride, steps, start, out + row * out_stride, out_stride, weight)
+        _one_narrow(
+            paired,
+            left + row * left_stride,
+            left_stride,
+            steps,
+            start,
+            out + row * out_stride,
+            out_stride,
+            weight,
+        )
         row += 1
 
 
 @njit(nogil=True, cache=True)
-def _panel(paired, left, left_stride, rows, steps, weight, start, out, out_stride):  # noqa: ANN001, ANN202
+def _panel(paired, left, left_stride, rows, steps, weight, start, out, out_stride):
     """Four blocks of 16 columns."""
     size = steps * VECTOR_BYTES
     b0, b1, b2, b3 = weight, weight + size, weight + 2 * size, weight + 3 * size
@@ -64,7 +78,7 @@ def _panel(paired, left, left_stride, rows, steps, weight, start, out, out_strid
 
 
 @njit(nogil=True, parallel=True, cache=True)
-def _product(paired, left, left_stride, rows, steps, weight, start, out, out_stride, blocks, counter, threads):  # noqa: ANN001, ANN202
+def _product(paired, left, left_stride, rows, steps, weight, start, out, out_stride, blocks, counter, threads):
     """Threads take column groups (times row panels) off a shared counter until none is left."""
     groups = (blocks + TILE_BLOCKS - 1) // TILE_BLOCKS
     panels = (rows + PANEL_ROWS - 1) // PANEL_ROWS
@@ -72,7 +86,7 @@ def _product(paired, left, left_stride, rows, steps, weight, start, out, out_str
     width = 32 if paired else 64
     for _ in prange(threads):
         while True:
-            item = next_index(counter)
+            item = next_index(counter)  # pyright: ignore[reportCallIssue]
             if item >= groups * panels:
                 break
             # All rows of a column group follow each other, so its weights come from memory once.

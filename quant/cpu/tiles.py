@@ -1,6 +1,7 @@
 """Tile products in LLVM code: a few rows of activations times a few blocks of 16 packed columns.
 
-All sums of a tile stay in vector registers. Two element kinds are known, each with its packed order of a block of 16 columns over `depth` values:
+All sums of a tile stay in vector registers. Two element kinds are known, each with its packed order of a block of
+16 columns over `depth` values:
 
     float32   [depth][16]          one fused multiply-add per 16 columns and value
     bfloat16  [depth / 2][16][2]   one dot product of pairs per 16 columns and two values (VDPBF16PS where the
@@ -12,25 +13,43 @@ The register-blocked outer product follows Goto and van de Geijn, "Anatomy of Hi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
 
 from quant.cpu.instructions import (
-    FLOATS, FLOAT, INT32, INT64, INTS, LANES, PAIR_DOT, VECTOR_BYTES, Totals, as_intrinsic, both_kinds, broadcast,
-    counted_loop, fused_multiply_add, integer, load, offset_by, rounded_to_halves, row_address, store,
+    FLOAT,
+    FLOATS,
+    INT32,
+    INT64,
+    INTS,
+    LANES,
+    PAIR_DOT,
+    VECTOR_BYTES,
+    Totals,
+    Value,
+    as_intrinsic,
+    both_kinds,
+    broadcast,
+    counted_loop,
+    fused_multiply_add,
+    integer,
+    load,
+    offset_by,
+    rounded_to_halves,
+    row_address,
+    store,
 )
 
 
-def _widened(builder: ir.IRBuilder, pairs: ir.Value) -> tuple[ir.Value, ir.Value]:
+def _widened(builder: ir.IRBuilder, pairs: Value) -> tuple[Value, Value]:
     """The low and the high bfloat16 of each 32-bit lane as float32."""
     low = builder.shl(pairs, ir.Constant(INTS, [16] * LANES))
     high = builder.and_(pairs, ir.Constant(INTS, [0xFFFF0000] * LANES))
     return builder.bitcast(low, FLOATS), builder.bitcast(high, FLOATS)
 
 
-def _pair_dot(builder: ir.IRBuilder, total: ir.Value, left: ir.Value, right: ir.Value) -> ir.Value:
+def _pair_dot(builder: ir.IRBuilder, total: Value, left: Value, right: Value) -> Value:
     """total + left.low * right.low + left.high * right.high, lane by lane; left and right hold bfloat16 pairs."""
     if PAIR_DOT:
         kind = ir.FunctionType(FLOATS, [FLOATS, INTS, INTS])
@@ -43,8 +62,8 @@ def _pair_dot(builder: ir.IRBuilder, total: ir.Value, left: ir.Value, right: ir.
 def _product_step(
     builder: ir.IRBuilder,
     totals: Totals,
-    rows: list[ir.Value],
-    blocks: list[ir.Value],
+    rows: list[Value],
+    blocks: list[Value],
     *,
     paired: bool,
 ) -> Totals:
@@ -56,9 +75,7 @@ def _product_step(
         if paired:
             sums.append([_pair_dot(builder, total, left, right) for total, right in zip(line, columns, strict=True)])
         else:
-            sums.append(
-                [fused_multiply_add(builder, left, right, t) for t, right in zip(line, columns, strict=True)]
-            )
+            sums.append([fused_multiply_add(builder, left, right, t) for t, right in zip(line, columns, strict=True)])
     return sums
 
 
@@ -76,7 +93,7 @@ def product_tile(rows: int, blocks: int, *, rounded: bool) -> Any:
         def body(builder: ir.IRBuilder, halves: bool) -> None:
             starts = [load(builder, offset_by(builder, start, block * VECTOR_BYTES), FLOATS) for block in range(blocks)]
 
-            def step(builder: ir.IRBuilder, index: ir.Value, totals: Totals) -> Totals:
+            def step(builder: ir.IRBuilder, index: Value, totals: Totals) -> Totals:
                 place = builder.add(left, builder.mul(index, integer(4)))
                 lines = [row_address(builder, place, left_stride, row) for row in range(rows)]
                 advance = builder.mul(index, integer(VECTOR_BYTES))
@@ -100,8 +117,8 @@ def gather_tile(rows: int, blocks: int) -> Any:
     """Numba intrinsic `(paired, left, left_stride, pages, page_count, offset, steps, block_stride, out, out_stride)`.
 
     Adds to out [rows][blocks * 16] float32 the product of left [rows][page_count * steps] with packed blocks that lie
-    in pages: `pages` addresses page_count page addresses (int64), and block b of a page begins `offset + b * block_stride`
-    bytes into it. `steps` per page counts values, or pairs where `paired`.
+    in pages: `pages` addresses page_count page addresses (int64), and block b of a page begins
+    `offset + b * block_stride` bytes into it. `steps` per page counts values, or pairs where `paired`.
     """
 
     def write(function: ir.Function) -> None:
@@ -109,15 +126,18 @@ def gather_tile(rows: int, blocks: int) -> Any:
 
         def body(builder: ir.IRBuilder, halves: bool) -> None:
             places = [
-                [offset_by(builder, row_address(builder, out, out_stride, row), block * VECTOR_BYTES) for block in range(blocks)]
+                [
+                    offset_by(builder, row_address(builder, out, out_stride, row), block * VECTOR_BYTES)
+                    for block in range(blocks)
+                ]
                 for row in range(rows)
             ]
 
-            def page_step(builder: ir.IRBuilder, page: ir.Value, totals: Totals) -> Totals:
+            def page_step(builder: ir.IRBuilder, page: Value, totals: Totals) -> Totals:
                 base = builder.add(load(builder, builder.add(pages, builder.mul(page, integer(8))), INT64, 8), offset)
                 first = builder.mul(page, steps)
 
-                def step(builder: ir.IRBuilder, index: ir.Value, totals: Totals) -> Totals:
+                def step(builder: ir.IRBuilder, index: Value, totals: Totals) -> Totals:
                     place = builder.add(left, builder.mul(builder.add(first, index), integer(4)))
                     lines = [row_address(builder, place, left_stride, row) for row in range(rows)]
                     line = builder.add(base, builder.mul(index, integer(VECTOR_BYTES)))

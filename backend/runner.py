@@ -1,0 +1,103 @@
+"""Runner: turns a Batch into sampled tokens on one rank. It owns the model's pages in memory and this step's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backend.batch import Batch, PageSpan, Sampled, SampleTask, Slice
+from backend.request import Sampling
+from backend.sampler import Sampler
+from backend.step_inputs import step_inputs
+from backend.surgery.model import ServedModel
+from kvcache.attention.kernel import AttentionKernel, AttentionShape, LayerPages
+from kvcache.attention.table import attention_kernels, choose_kernel
+from kvcache.layout import CacheLayout
+from kvcache.page_memory import PageMemory
+
+
+class PagedContext:
+    """AttentionContext over pages: writes a layer's K and V where the step says, then attends over the pages."""
+
+    def __init__(
+        self,
+        layers: Mapping[int, LayerPages],
+        kernels: Mapping[int, AttentionKernel],
+        prepared: Mapping[int, Any],
+    ) -> None:
+        self._layers, self._kernels, self._prepared = layers, kernels, prepared
+
+    def attend(
+        self,
+        slot: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        pages, kernel, prepared = self._layers[slot], self._kernels[slot], self._prepared[slot]
+        kernel.write(key, value, pages, prepared)
+        return kernel.attend(query, pages, prepared, scaling=scaling, softcap=softcap, sinks=sinks)
+
+
+class Runner:
+    """One rank's model, pages and sampler; an Executor for an engine whose only rank lives in its process."""
+
+    def __init__(self, model: ServedModel, layout: CacheLayout, pages: int, threads: int) -> None:
+        self._model, self._layout = model, layout
+        self._memory = PageMemory(layout, pages, model.dtype, model.device)
+        self._sampler = Sampler(model.facts.vocabulary, model.device)
+        kernels = attention_kernels(model.device.type, threads)
+        self._shapes = {slot: self._shape(slot) for group in layout.groups for slot in group.slots}
+        self._kernels = {slot: choose_kernel(kernels, shape) for slot, shape in self._shapes.items()}
+
+    @torch.inference_mode()
+    def execute(self, batch: Batch) -> list[Sampled | None]:
+        """Feeds every slice, writes its K and V, and samples where a slice asks for a token."""
+        whole_length = bool(self._model.recompute_lengths)
+        inputs = step_inputs(batch, self._layout, whole_length=whole_length, device=self._model.device)
+        # Layers of one group share heads or not; what a kernel prepares depends on the shape alone.
+        made: dict[tuple[int, AttentionShape], Any] = {}
+        prepared: dict[int, Any] = {}
+        for index, group in enumerate(self._layout.groups):
+            for slot in group.slots:
+                key = (index, self._shapes[slot])
+                if key not in made:
+                    made[key] = self._kernels[slot].prepare(inputs.groups[index], self._shapes[slot])
+                prepared[slot] = made[key]
+        context = PagedContext(self._memory.layers, self._kernels, prepared)
+        logits = self._model.forward(inputs.tokens, inputs.positions, inputs.rope_lengths, inputs.rows, context)
+        tasks = [part.sample for part in batch.slices if part.sample is not None]
+        sampled = iter(self._sampler.sample(logits, tasks) if tasks else [])
+        return [None if part.sample is None else next(sampled) for part in batch.slices]
+
+    def warm_up(self, tokens: int) -> None:
+        """One prefill of at most `tokens` and one decode over free pages: compiles kernels, finds the peak of memory."""
+        tokens = max(1, min([tokens, *(self._memory.pages * group.page_tokens for group in self._layout.groups)]))
+        spans = tuple(PageSpan(0, range(-(-tokens // group.page_tokens))) for group in self._layout.groups)
+        task = SampleTask(Sampling(), (0,), ())
+        for count in (tokens, 1):
+            self.execute(Batch(0, (Slice(0, 0, (0,) * count, count, count, spans, task),)))
+
+    def close(self) -> None:
+        """Gives the pages' memory back."""
+        del self._memory
+
+    def _shape(self, slot: int) -> AttentionShape:
+        group = next(group for group in self._layout.groups if slot in group.slots)
+        return AttentionShape(
+            heads=self._model.facts.heads[slot],
+            kv_heads=group.kv_heads,
+            key_size=group.key_size,
+            value_size=group.value_size,
+            page_tokens=group.page_tokens,
+            window=group.window,
+            dtype=self._model.dtype,
+            device=self._model.device,
+        )

@@ -1,1 +1,0 @@
-"""KV formats, one file each."""

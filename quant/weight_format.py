@@ -1,0 +1,41 @@
+"""WeightFormat: the seam between a linear's weight as loaded and whoever stores and multiplies it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Protocol
+
+from torch import Tensor
+
+from quant.weights.model import ModelFormat
+
+
+class Linear(Protocol):
+    """One linear layer's stored weight. Called a step at a time, from one thread."""
+
+    @property
+    def bytes(self) -> int:
+        """What it occupies on its device."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [..., depth] -> [..., columns], in x's dtype."""
+        ...
+
+    def rows(self, index: Tensor) -> Tensor:
+        """The weight's rows at index [T]: [T, depth]; an embedding that is tied to this linear looks up here."""
+        ...
+
+
+class WeightFormat(Protocol):
+    """Called once per linear while a model loads; must not keep the tensors it is given, if it copies them."""
+
+    name: str
+
+    def linear(self, weight: Tensor, bias: Tensor | None, threads: int) -> Linear:
+        """weight: [columns, depth]; bias: [columns]; threads: how many may compute on a processor."""
+        ...
+
+
+WEIGHT_FORMATS: Mapping[str, WeightFormat] = MappingProxyType({"model": ModelFormat()})

@@ -1,0 +1,45 @@
+"""The model's own weights, unquantized: packed for the processor's kernel where it serves them, else torch's linear."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from quant.cpu.linear import PackedLinear
+
+
+class TorchLinear:
+    """A plain weight under torch's own product; the reference that the packed linear is compared with."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
+
+    @property
+    def bytes(self) -> int:
+        return self._weight.nbytes + (0 if self._bias is None else self._bias.nbytes)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self._weight, self._bias)
+
+    def rows(self, index: Tensor) -> Tensor:
+        return functional.embedding(index, self._weight)
+
+
+class ModelFormat:
+    """Format "model": nothing is rounded."""
+
+    name = "model"
+
+    def linear(self, weight: Tensor, bias: Tensor | None, threads: int) -> TorchLinear | PackedLinear:
+        """The packed linear on a processor (bfloat16, float32), else torch's."""
+        if weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float32):
+            # The kernels compile at first import; a GPU never needs them.
+            from quant.cpu.linear import PackedLinear
+
+            if PackedLinear.supports(weight):
+                return PackedLinear(weight, bias, threads)
+        return TorchLinear(weight, bias)
