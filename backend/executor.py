@@ -7,6 +7,10 @@ from typing import Protocol
 from backend.batch import Batch, Sampled
 
 
+class DeviceLostError(RuntimeError):
+    """The device or a rank is gone: no request can run here any more, and the engine must start again."""
+
+
 class Executor(Protocol):
     """Called by the engine loop only, from one thread. `execute` may block for the length of a step.
 
@@ -14,7 +18,11 @@ class Executor(Protocol):
     """
 
     def execute(self, batch: Batch) -> list[Sampled | None]:
-        """One entry per slice, in order: the sampled token, or None where the slice did not ask for one."""
+        """One entry per slice, in order: the sampled token, or None where the slice did not ask for one.
+
+        After an exception the engine runs parts of the same batch again, to find the sequence that caused it; after
+        DeviceLostError it does not.
+        """
         ...
 
     def close(self) -> None:

@@ -1,0 +1,277 @@
+"""Scheduler: chooses each step's Batch and takes in what it brought. Pure: no torch, no clock, no device.
+
+The one rule: each step gives each sequence a number of tokens under a budget. Running sequences that decode come first,
+then prompts in slices, then admission of waiting ones, each in order of (priority, arrival):
+
+    waiting --admit--> running --answer complete, cancelled, deadline, error--> finished
+       ^                  |
+       +----- preempt ----+      pages released, tokens kept; computed again when admitted
+
+The first running sequence can always take the pages of all later ones, and the pool holds any sequence alone, so each
+step moves it on and nothing starves.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right, insort
+from collections.abc import Sequence as Many
+from heapq import heappop, heappush
+
+from backend.batch import Batch, Sampled
+from backend.ending import answer_end, refusal
+from backend.errors import SettingError
+from backend.events import End, EndReason, EngineStatistics, Token
+from backend.request import Request
+from backend.sequence import Sequence, Status
+from backend.step_work import StepWork
+from kvcache.cache_manager import CacheManager
+
+NOT_FINITE = "The model's logits were not finite (NaN or infinity), so no token could be chosen."
+
+
+class Scheduler:
+    """Owns all sequences, their pages and their order.
+
+    One step is `schedule`, the run of its Batch elsewhere, and `commit`; `add` and `cancel` may be called at
+    any time and take effect at the next `schedule`; `fail` belongs between the run and its `commit`. Tables change in
+    `schedule`, `fail` and `commit` only.
+    """
+
+    def __init__(
+        self,
+        cache: CacheManager,
+        *,
+        max_context: int,
+        max_sequences: int,
+        step_tokens: int,
+        recompute_lengths: tuple[int, ...] = (),
+    ) -> None:
+        """Raises SettingError where limits or pool are too small to serve anything."""
+        if min(max_context - 1, max_sequences, step_tokens) < 1:
+            raise SettingError(
+                "The engine's limits leave no room for a request.",
+                f"max-context is {max_context}, max-sequences {max_sequences}, step-tokens {step_tokens}.",
+                "Give a max-context of at least 2, and at least 1 for the others.",
+            )
+        self._cache = cache
+        self._max_context = max_context
+        self._step_tokens = step_tokens
+        # A step must have a token for each running sequence.
+        self._max_sequences = min(max_sequences, step_tokens)
+        self._recompute_lengths = recompute_lengths
+        self._limit = self._longest_sequence()
+        self._live: dict[str, Sequence] = {}
+        self._by_number: dict[int, Sequence] = {}
+        self._running: list[Sequence] = []  # in order of key, as is the next one
+        self._waiting: list[Sequence] = []
+        self._deadlines: list[tuple[float, int]] = []  # heap of (deadline, number); finished ones leave late
+        self._cancelled: list[int] = []
+        self._ends: list[End] = []
+        self._next_number = 0
+        self._steps = 0
+        self._prompt_tokens = self._generation_tokens = self._preemptions = self._nan_requests = 0
+
+    def _longest_sequence(self) -> int:
+        """Positions that a sequence may take so that the pool always holds it alone."""
+        total = self._cache.statistics().pages_total
+        lengths = range(1, self._max_context + 1)
+        longest = bisect_right(lengths, total, key=lambda one: self._cache.most_pages(one, self._step_tokens))
+        if longest < 2:
+            raise SettingError(
+                "The page pool is too small for any request.",
+                f"It has {total} pages, and a sequence of two tokens needs {self._cache.most_pages(2, 1)}.",
+                "Give a larger kv-pool.",
+            )
+        return longest
+
+    def add(self, request: Request, now: float) -> None:
+        """Takes a request in. One that cannot be served, or is complete already, ends at the next commit.
+
+        Raises ValueError where a live request has this id.
+        """
+        if request.id in self._live:
+            raise ValueError(f"a request with id {request.id!r} is live already")
+        message = refusal(request, self._max_context, self._limit)
+        if message is not None:
+            self._ends.append(End(request.id, "error", message))
+            return
+        reason = answer_end(request, request.prior, self._limit)
+        if reason is not None:
+            self._ends.append(End(request.id, reason))
+            return
+        deadline = None if request.timeout is None else now + request.timeout
+        sequence = Sequence(self._next_number, request, deadline, self._cache.open())
+        self._next_number += 1
+        self._live[request.id] = self._by_number[sequence.number] = sequence
+        insort(self._waiting, sequence, key=_key)
+        if deadline is not None:
+            heappush(self._deadlines, (deadline, sequence.number))
+
+    def cancel(self, request_id: str) -> None:
+        """Ends this request at the next schedule; an id that is not live is ignored."""
+        sequence = self._live.get(request_id)
+        if sequence is not None:
+            self._cancelled.append(sequence.number)
+
+    def fail(self, number: int, message: str) -> None:
+        """Ends the sequence of this number, which the executor could not run; its slice is not committed."""
+        self._end(self._by_number[number], "error", message)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would bring anything: a sequence to move on, or an end to report."""
+        return bool(self._live or self._ends)
+
+    def schedule(self, now: float) -> Batch:
+        """The next step's work, empty only where no sequence is left. Its spans hold until the next call."""
+        self._end_cancelled_and_late(now)
+        self._steps += 1
+        work = StepWork(self._step_tokens)
+        preemptions = self._preemptions
+        decodes = [sequence for sequence in self._running if sequence.remaining == 1]
+        prefills = [sequence for sequence in self._running if sequence.remaining > 1]
+        for sequence in (*decodes, *prefills):
+            count = min(sequence.remaining, work.budget)
+            # An earlier one of this loop may have preempted it.
+            if count > 0 and sequence.status is Status.RUNNING and self._make_room(sequence, count, work):
+                work.give(sequence, count)
+        # Whoever was preempted just now would come straight back into the pages that somebody else is about to need.
+        if self._waiting and self._preemptions == preemptions:
+            self._admit(work)
+        return work.batch(self._steps)
+
+    def commit(self, batch: Batch, sampled: Many[Sampled | None]) -> tuple[list[Token], list[End]]:
+        """Takes in what a Batch, or the part of it that ran, brought: new tokens, and all ends since the last time."""
+        tokens: list[Token] = []
+        for part, choice in zip(batch.slices, sampled, strict=True):
+            sequence = self._by_number[part.sequence]
+            sequence.computed = part.start + len(part.tokens)
+            if (part.sample is None) is not (choice is None):
+                raise RuntimeError(f"sequence {part.sequence}: sampled {choice} for {part.sample}")
+            if choice is not None:
+                self._accept(sequence, choice, tokens)
+        ends, self._ends = self._ends, []
+        return tokens, ends
+
+    def _accept(self, sequence: Sequence, choice: Sampled, tokens: list[Token]) -> None:
+        """Appends the chosen token, and ends the sequence or makes it ready for the next."""
+        if choice.token is None:
+            self._nan_requests += 1
+            self._end(sequence, "error", NOT_FINITE)
+            return
+        request = sequence.request
+        if not sequence.prefilled:
+            sequence.prefilled = True
+            self._prompt_tokens += len(request.prompt)
+        tokens.append(Token(request.id, len(sequence.output), choice.token, choice.logprob, choice.top))
+        sequence.output.append(choice.token)
+        self._generation_tokens += 1
+        reason = answer_end(request, sequence.output, self._limit)
+        if reason is not None:
+            self._end(sequence, reason)
+        elif sequence.length - 1 in self._recompute_lengths:
+            # It has just grown past this length: what the cache holds was right for shorter ones only.
+            self._forget(sequence)
+
+    def _end_cancelled_and_late(self, now: float) -> None:
+        cancelled, self._cancelled = self._cancelled, []
+        for number in cancelled:
+            if number in self._by_number:
+                self._end(self._by_number[number], "cancelled")
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, number = heappop(self._deadlines)
+            if number in self._by_number:
+                self._end(self._by_number[number], "deadline")
+
+    def _make_room(self, sequence: Sequence, count: int, work: StepWork) -> bool:
+        """Pages for `count` more tokens of a running sequence, if need be from the last ones; False if it was one."""
+        self._cache.slide(sequence.tables, sequence.computed)
+        while not self._cache.grow(sequence.tables, sequence.computed + count):
+            victim = self._running[-1]
+            self._preempt(victim, work)
+            if victim is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence, work: StepWork) -> None:
+        """Sends a running sequence back to wait. Its key puts it before all that arrived later."""
+        work.take_back(sequence)
+        self._running.remove(sequence)
+        self._forget(sequence)
+        sequence.status = Status.WAITING
+        insort(self._waiting, sequence, key=_key)
+        self._preemptions += 1
+
+    def _admit(self, work: StepWork) -> None:
+        """Starts waiting sequences in order, while budget, places and pages last.
+
+        One is admitted when the pages of all its known tokens are free, beside those that running prompts will still
+        take and one page per group and running sequence to grow into: otherwise it would soon be preempted again.
+        """
+        groups = len(self._cache.layout.groups)
+        promised = sum(self._pages_to_come(sequence) + groups for sequence in self._running)
+        while self._waiting and work.budget > 0 and len(self._running) < self._max_sequences:
+            sequence = self._waiting[0]
+            needed = self._cache.most_pages(sequence.length + 1, self._step_tokens)
+            if self._running and promised + needed > self._cache.free_pages:
+                return
+            count = min(sequence.remaining, work.budget)
+            if not self._cache.grow(sequence.tables, count):
+                raise RuntimeError("the pool cannot hold a sequence alone that it was sized for")
+            del self._waiting[0]
+            sequence.status = Status.RUNNING
+            insort(self._running, sequence, key=_key)
+            work.give(sequence, count)
+            promised += self._pages_to_come(sequence) + groups
+
+    def _pages_to_come(self, sequence: Sequence) -> int:
+        """Pages that a running sequence will still take until its known tokens are computed."""
+        if sequence.remaining == 1:
+            return 0
+        held = sum(len(table.ids) for table in sequence.tables)
+        return max(0, self._cache.most_pages(sequence.length + 1, self._step_tokens) - held)
+
+    def _forget(self, sequence: Sequence) -> None:
+        """Gives its pages back; it will be computed again from its first token."""
+        self._cache.release(sequence.tables)
+        sequence.computed = 0
+
+    def _end(self, sequence: Sequence, reason: EndReason, message: str = "") -> None:
+        (self._running if sequence.status is Status.RUNNING else self._waiting).remove(sequence)
+        self._forget(sequence)
+        sequence.status = Status.FINISHED
+        del self._live[sequence.request.id], self._by_number[sequence.number]
+        self._ends.append(End(sequence.request.id, reason, message))
+
+    def statistics(self) -> EngineStatistics:
+        """A snapshot; times are the engine's to add."""
+        cache = self._cache.statistics()
+        return EngineStatistics(
+            running=len(self._running),
+            waiting=len(self._waiting),
+            pages_total=cache.pages_total,
+            pages_used=cache.pages_used,
+            page_bytes=cache.page_bytes,
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generation_tokens,
+            preemptions=self._preemptions,
+            steps=self._steps,
+            nan_requests=self._nan_requests,
+        )
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError where queues, pages and progress do not fit together. Between steps only."""
+        self._cache.check_integrity(sequence.tables for sequence in self._running)
+        for queue, status in ((self._running, Status.RUNNING), (self._waiting, Status.WAITING)):
+            assert [one.key for one in queue] == sorted(one.key for one in queue), "a queue is out of order"
+            assert all(one.status is status for one in queue), "a sequence stands in the wrong queue"
+        assert len(self._running) <= self._max_sequences, "more sequences run than may"
+        assert all(not any(table.ids for table in one.tables) for one in self._waiting), "a waiting one has pages"
+        assert all(0 <= one.computed < one.length for one in self._by_number.values()), "progress is out of range"
+        queued = {one.number for one in (*self._running, *self._waiting)}
+        assert queued == self._by_number.keys(), "a sequence is lost"
+        assert len(self._live) == len(queued), "an id is lost"
+
+
+def _key(sequence: Sequence) -> tuple[int, int]:
+    return sequence.key

@@ -1,0 +1,84 @@
+"""Sequence: the mutable progress of one Request. The scheduler owns it; nobody else changes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from enum import Enum
+
+from backend.batch import PageSpan, SampleTask
+from backend.request import Request
+from kvcache.page_table import PageTable
+
+
+class Status(Enum):
+    """Where a sequence stands. A preempted one is WAITING again, with its tokens and without pages."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class Sequence:
+    """One Request on its way.
+
+    Attributes:
+        number: unique over the engine's life, rising in order of arrival.
+        request: what is wanted.
+        deadline: time on the engine's clock after which it ends; None for never.
+        status: where it stands.
+        computed: positions whose K and V the cache holds, always from the first on; below `length`.
+        output: the answer so far, `prior` included; only appended to.
+        tables: its pages, one table per cache group.
+        prefilled: whether its whole prompt has been computed once.
+    """
+
+    __slots__ = (
+        "computed",
+        "deadline",
+        "key",
+        "number",
+        "output",
+        "prefilled",
+        "request",
+        "sample_task",
+        "status",
+        "tables",
+    )
+
+    def __init__(self, number: int, request: Request, deadline: float | None, tables: tuple[PageTable, ...]) -> None:
+        self.number = number
+        self.request = request
+        self.deadline = deadline
+        self.status = Status.WAITING
+        self.computed = 0
+        self.output = list(request.prior)
+        self.tables = tables
+        self.prefilled = False
+        # Smaller runs first: priority, then arrival.
+        self.key = (request.priority, number)
+        # Reads `output` where it lies, so one task serves all steps.
+        self.sample_task = SampleTask(request.sampling, request.prompt, self.output)
+
+    @property
+    def length(self) -> int:
+        """Tokens known so far: prompt and answer."""
+        return len(self.request.prompt) + len(self.output)
+
+    @property
+    def remaining(self) -> int:
+        """Known tokens that are not computed yet; 1 while decoding."""
+        return len(self.request.prompt) + len(self.output) - self.computed
+
+    def tokens(self, start: int, stop: int) -> Many[int]:
+        """The tokens at positions from `start` to before `stop`."""
+        prompt = self.request.prompt
+        boundary = len(prompt)
+        if start >= boundary:
+            return self.output[start - boundary : stop - boundary]
+        if stop <= boundary:
+            return prompt[start:stop]
+        return (*prompt[start:], *self.output[: stop - boundary])
+
+    def spans(self) -> tuple[PageSpan, ...]:
+        """Its pages as a step reads them."""
+        return tuple(PageSpan(table.first, table.ids) for table in self.tables)
