@@ -23,7 +23,7 @@ from tests.fakes.engine_options import EngineOptions, expected_answer
 
 SETTINGS = EngineSettings(files=ModelFiles(name="test", format="gguf", weights=("/w",), folder="/w", bytes=1))
 PROMPT = (1, 2, 3)
-POISON = 666
+POISON = 1000  # never an answer: those are below 997
 
 Supervised = Callable[..., AbstractAsyncContextManager[EngineSupervisor]]
 

@@ -1,4 +1,4 @@
-"""The program of a test's engine process: the real process over a deterministic engine, without torch."""
+"""The program of a test's engine process: the real process and engine over a deterministic executor, without torch."""
 
 from __future__ import annotations
 
@@ -7,64 +7,50 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 
-sys.path.insert(0, str(Path(__file__).parent))
-from engine_options import EngineOptions, next_token
-
+from backend.batch import Batch, Sampled
+from backend.engine import Engine
 from backend.engine_process import Composed, OnProgress, main
 from backend.engine_settings import EngineSettings
 from backend.errors import BrokenModelError
-from backend.events import End, EngineStatistics, Token
-from backend.messages import StepOutput
 from backend.planner.plan import Plan, Rank
+from backend.scheduler import Scheduler
+from kvcache.cache_manager import CacheManager
+from kvcache.layout import Keeps, LayerCache, build_layout
+from tests.fakes.engine_options import EngineOptions, next_token
+
+MAX_CONTEXT = 4096
+STEP_TOKENS = 256
+PAGES = 1024
 
 
-class InterimEngine:
-    def __init__(self, options):
-        self.o = options
-        self.live = {}
-        self.cancelled = []
-        self.steps = self.generated = 0
+class HashingExecutor:
+    """Answers with a hash of the tokens it was fed, as a model with a cache would see them: kept by sequence."""
 
-    @property
-    def has_work(self):
-        return bool(self.live or self.cancelled)
+    def __init__(self, options: EngineOptions) -> None:
+        self._options = options
+        self._fed: dict[int, list[int]] = {}
 
-    def submit(self, request):
-        self.live[request.id] = (request, list(request.prior))
-
-    def cancel(self, request):
-        if self.live.pop(request, None):
-            self.cancelled.append(request)
-
-    def step(self):
-        time.sleep(self.o.step_seconds)
-        tokens, ends = [], [End(name, "cancelled") for name in self.cancelled]
-        self.cancelled = []
-        for name, (request, output) in list(self.live.items()):
-            if self.o.poison in request.prompt:
+    def execute(self, batch: Batch) -> list[Sampled | None]:
+        time.sleep(self._options.step_seconds)
+        results: list[Sampled | None] = []
+        for part in batch.slices:
+            if self._options.poison in part.tokens:
                 os.kill(os.getpid(), signal.SIGKILL)
-            token = next_token([*request.prompt, *output])
-            tokens.append(Token(name, len(output), token))
-            output.append(token)
-            self.generated += 1
-            if len(output) >= request.sampling.max_tokens:
-                ends.append(End(name, "length"))
-                del self.live[name]
-        self.steps += 1
-        return StepOutput(
-            tuple(tokens),
-            tuple(ends),
-            EngineStatistics(running=len(self.live), steps=self.steps, generation_tokens=self.generated),
-        )
+            fed = self._fed.setdefault(part.sequence, [])
+            fed[part.start :] = part.tokens
+            results.append(None if part.sample is None else Sampled(next_token(fed)))
+        return results
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 @dataclass(frozen=True)
-class TestEngine:
-    engine: InterimEngine
+class ComposedForTest:
+    engine: Engine
     plan: Plan
     weights_bytes: tuple[int, ...]
     devices: tuple[str, ...]
@@ -80,6 +66,7 @@ def compose(options: EngineOptions, settings: EngineSettings, on_progress: OnPro
     if options.crash_at_start:
         raise RuntimeError("a bug in start-up")
     on_progress("load", 100, 100)
+    layout = build_layout((LayerCache(Keeps.FULL, None, 1, 2, 2),), element_bytes=4)
     plan = Plan(
         model=settings.files.name,
         architecture="Test",
@@ -89,18 +76,22 @@ def compose(options: EngineOptions, settings: EngineSettings, on_progress: OnPro
         tensor_parallel=1,
         pipeline_stages=1,
         ranks=(Rank(0, "cpu", ()),),
-        max_context=4096,
+        max_context=MAX_CONTEXT,
         max_sequences=16,
-        step_tokens=256,
+        step_tokens=STEP_TOKENS,
         page_tokens=16,
-        page_bytes=64,
-        pages=1024,
+        page_bytes=layout.page_bytes,
+        pages=PAGES,
         threads=1,
         reasons=(),
     )
-    return TestEngine(InterimEngine(options), plan, (1234,), ("cpu",), 4096, 997)
+    scheduler = Scheduler(
+        CacheManager(layout, PAGES), max_context=MAX_CONTEXT, max_sequences=16, step_tokens=STEP_TOKENS
+    )
+    engine = Engine(scheduler, HashingExecutor(options), time.monotonic)
+    return ComposedForTest(engine, plan, (1234,), ("cpu",), MAX_CONTEXT, 997)
 
 
 if __name__ == "__main__":
-    options = msgspec.json.decode(sys.argv[1], type=EngineOptions)
-    main(sys.argv[2:], lambda settings, on_progress: compose(options, settings, on_progress))
+    chosen = msgspec.json.decode(sys.argv[1], type=EngineOptions)
+    main(sys.argv[2:], lambda settings, on_progress: compose(chosen, settings, on_progress))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import msgspec
 
@@ -16,14 +15,14 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     crash_at_start: bool = False
     step_seconds: float = 0.005
     poison: int | None = None
-    deaf: bool = False
 
     def command(self) -> tuple[str, ...]:
         """What EngineSupervisor's `command` has to be."""
         return (
             sys.executable,
             "-P",
-            str(Path(__file__).with_name("engine_main.py")),
+            "-m",
+            "tests.fakes.engine_main",
             msgspec.json.encode(self).decode(),
         )
 
