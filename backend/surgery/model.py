@@ -43,4 +43,12 @@ class ServedModel:
 
         rope_lengths [T]: the length by which each token's length-dependent RoPE variant chooses its frequencies.
         """
-        raise NotImplementedError
+        with torch.inference_mode():
+            out = self.module(
+                input_ids=tokens.unsqueeze(0),
+                position_ids=positions.unsqueeze(0),
+                use_cache=False,
+                logits_to_keep=rows,
+                context=context,
+            )
+            return out.logits[0].float()

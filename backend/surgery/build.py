@@ -1,0 +1,72 @@
+"""Builds a transformers causal language model with parameters on meta and buffers real. Surgery and loading follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from backend.surgery import hook, trace
+from backend.surgery.trace import unsupported
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Moves each parameter to meta as it is registered; buffers keep the values that constructors give them.
+
+    (A model built wholly on meta has lost its rotary frequencies and every other computed buffer.)
+    """
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        register(module, name, None if param is None else nn.Parameter(param.to("meta"), requires_grad=False))
+
+    nn.Module.register_parameter = register_on_meta
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register
+
+
+def _instantiate(config: PreTrainedConfig, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise unsupported(config, "transformers has no causal language model of this type")
+    own = deepcopy(config)
+    return AutoModelForCausalLM.from_config(own, dtype=dtype, attn_implementation=attention).eval()
+
+
+def build_for_trace(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model with every tensor on meta, whose attention records what it is asked for."""
+    trace.register()
+    with torch.device("meta"), no_init_weights():
+        return _instantiate(config, torch.float32, trace.TRACE)
+
+
+def build(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The model in `dtype`, parameters on meta and frozen, buffers real on the CPU, attention going to our hook."""
+    hook.register()
+    with _parameters_on_meta(), no_init_weights():
+        model = _instantiate(config, dtype, hook.ATTENTION)
+    model.tie_weights()
+    return model.requires_grad_(False)
+
+
+def materialize(model: nn.Module, device: torch.device) -> None:
+    """Gives every parameter memory on `device`, without values, and moves the buffers there. Tied ones stay one."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if id(parameter) not in made:
+                empty = torch.empty_like(parameter, device=device)
+                made[id(parameter)] = nn.Parameter(empty, requires_grad=False)
+            module._parameters[name] = made[id(parameter)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(device)

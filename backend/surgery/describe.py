@@ -1,0 +1,63 @@
+"""ModelFacts of a transformers config, found by building the model on meta and tracing it once. Weights are not read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from backend.planner.model_facts import ModelFacts
+from backend.surgery.build import build_for_trace
+from backend.surgery.trace import TracedLayer, trace, unsupported
+
+# Layers with a recurrent or convolutional state keep it outside K and V; none of these words names an attention module.
+_STATE_ATTRIBUTES = ("conv1d", "A_log", "dt_bias", "ssm_state_size")
+
+
+def describe(config: PreTrainedConfig) -> ModelFacts:
+    """What deciding a Plan needs to know of the model.
+
+    Raises:
+        UnsupportedModelError: a model that this version does not serve, with the reason.
+    """
+    return trace_model(config)[0]
+
+
+def trace_model(config: PreTrainedConfig) -> tuple[ModelFacts, tuple[TracedLayer, ...]]:
+    """The model's facts, and its attention layers in the order of their slots."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise unsupported(config, "it is an encoder-decoder")
+    model = build_for_trace(config)
+    model.tie_weights()
+    _refuse_state(config, model)
+    layers = trace(model)
+    text: Any = config.get_text_config()
+    facts = ModelFacts(
+        architecture=type(model).__name__,
+        layers=tuple(layer.cache for layer in layers),
+        heads=tuple(layer.heads for layer in layers),
+        hidden=text.hidden_size,
+        intermediate=_intermediate(text),
+        vocabulary=text.vocab_size,
+        max_positions=getattr(text, "max_position_embeddings", None) or 2048,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        native_dtype=str(config.dtype or "float32").removeprefix("torch."),
+    )
+    return facts, layers
+
+
+def _refuse_state(config: PreTrainedConfig, model: PreTrainedModel) -> None:
+    for name, module in model.named_modules():
+        if any(hasattr(module, attribute) for attribute in _STATE_ATTRIBUTES):
+            raise unsupported(config, f"{name} keeps a recurrent state, for which the cache has no group yet")
+
+
+def _intermediate(text: Any) -> int:
+    """The widest MLP: experts' width times active experts where there are experts."""
+    dense = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    dense = max(dense) if isinstance(dense, list | tuple) else dense
+    width = getattr(text, "moe_intermediate_size", None)
+    active = getattr(text, "num_experts_per_tok", None) or 1
+    if width is None:
+        return dense * active
+    return max(dense, width * active)

@@ -1,0 +1,70 @@
+"""Loads a model: builds it, operates on it, and reads its weights tensor by tensor into place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig
+
+from backend.errors import BrokenModelError
+from backend.library.files import ModelFiles
+from backend.surgery import hook
+from backend.surgery.build import build, materialize
+from backend.surgery.describe import trace_model
+from backend.surgery.gguf_weights import read_gguf
+from backend.surgery.model import ServedModel
+from backend.surgery.places import Places
+from backend.surgery.safetensors_weights import read_safetensors
+
+
+def read_config(files: ModelFiles) -> PreTrainedConfig:
+    """The model's config. Never runs code of the model's own.
+
+    Raises:
+        BrokenModelError: no readable config, or one of an unknown type.
+    """
+    try:
+        return AutoConfig.from_pretrained(files.folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise BrokenModelError(
+            f"The config of {files.name} cannot be read.",
+            str(error).strip().splitlines()[0],
+            f"Check {Path(files.folder) / 'config.json'}.",
+        ) from error
+
+
+@torch.no_grad()
+def load_model(
+    files: ModelFiles,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    on_progress: Callable[[int, int], None],
+) -> ServedModel:
+    """The model, ready to serve, with weights and activations in `dtype` on `device`.
+
+    on_progress: called with the bytes read so far and all bytes, often; the last call has both equal.
+
+    Raises:
+        UnsupportedModelError: a model that this version does not serve.
+        BrokenModelError: tensors are missing, unexpected, or of another shape than the config says.
+    """
+    config = read_config(files)
+    facts, layers = trace_model(config)
+    model = build(config, dtype)
+    hook.number_slots([model.get_submodule(layer.name) for layer in layers])
+    read = read_gguf(model, files) if files.format == "gguf" else read_safetensors(model, files)
+    materialize(model, device)
+    places = Places(model, files.name)
+    read(places, on_progress)
+    places.check_complete()
+    return ServedModel(
+        module=model,
+        facts=facts,
+        dtype=dtype,
+        device=device,
+        weights_bytes=sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
+        recompute_lengths=(),
+    )

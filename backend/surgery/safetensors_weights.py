@@ -1,0 +1,138 @@
+"""Reads safetensors shards tensor by tensor, renamed and converted as transformers would, straight into their places."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from backend.errors import BrokenModelError
+from backend.library.files import ModelFiles
+from backend.surgery.places import Places
+
+
+@dataclass(slots=True)
+class _Group:
+    """Tensors that a converter turns into others: per-expert weights that become one, and the like."""
+
+    converter: WeightConverter
+    sources: list[tuple[str, str]] = field(default_factory=list)  # (name in the file, pattern it matched)
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What is to be read: tensors that go straight to their place, and groups, by target name."""
+
+    direct: dict[str, str] = field(default_factory=dict)  # name in the file -> name in the model
+    groups: dict[str, _Group] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+
+
+def read_safetensors(model: PreTrainedModel, files: ModelFiles) -> Callable[[Places, Callable[[int, int], None]], None]:
+    """Prepares reading for a model before surgery; the function returned fills the places of the operated model."""
+    with ExitStack() as stack:
+        shards = [stack.enter_context(safe_open(path, framework="pt")) for path in files.weights]
+        names = [name for shard in shards for name in shard.keys()]  # noqa: SIM118 - not a mapping
+    reading = _assign(model, names, files.name)
+
+    def read(places: Places, on_progress: Callable[[int, int], None]) -> None:
+        _Reader(files, places, on_progress).read(reading, model)
+
+    return read
+
+
+def _assign(model: PreTrainedModel, names: list[str], file: str) -> _Reading:
+    transforms = get_model_conversion_mapping(model)
+    renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
+    by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
+    known = model.state_dict()
+    reading = _Reading()
+    for name in sorted(names, key=_natural):
+        target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, known)
+        if pattern is not None:
+            reading.groups.setdefault(target, _Group(by_pattern[pattern])).sources.append((name, pattern))
+        elif target in known:
+            reading.direct[name] = target
+        elif _ignorable(model, target):
+            reading.ignored.append(name)
+        else:
+            raise BrokenModelError(
+                f"{file} has a tensor that the model does not know.",
+                f"It is called {name}.",
+                "Check that config.json belongs to these weights.",
+            )
+    return reading
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts expert 2 before expert 10."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
+def _ignorable(model: PreTrainedModel, name: str) -> bool:
+    """Tensors that transformers leaves out as well: recomputed buffers, and heads for training only."""
+    patterns = {r"rotary_emb\.inv_freq$", r"\.masked_bias$", r"\.attn\.bias$"}
+    patterns |= set(model._keys_to_ignore_on_load_unexpected or ())
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
+class _Reader:
+    """Walks a _Reading with all shards open."""
+
+    def __init__(self, files: ModelFiles, places: Places, on_progress: Callable[[int, int], None]) -> None:
+        self._files, self._places, self._on_progress = files, places, on_progress
+        self._total = sum(Path(path).stat().st_size for path in files.weights)
+        self._done = 0
+        self._shards: dict[str, Any] = {}
+
+    def read(self, reading: _Reading, model: PreTrainedModel) -> None:
+        self._on_progress(0, self._total)
+        with ExitStack() as stack:
+            for path in self._files.weights:
+                shard = stack.enter_context(safe_open(path, framework="pt"))
+                self._shards |= dict.fromkeys(shard.keys(), shard)
+            for source, target in reading.direct.items():
+                self._places.fill(target, self._tensor(source))
+            for target, group in reading.groups.items():
+                self._convert(target, group, model)
+        self._on_progress(self._total, self._total)
+
+    def _tensor(self, name: str) -> Tensor:
+        tensor = self._shards[name].get_tensor(name)
+        self._done += tensor.numel() * tensor.element_size()
+        self._on_progress(min(self._done, self._total), self._total)
+        return tensor
+
+    def _convert(self, target: str, group: _Group, model: PreTrainedModel) -> None:
+        gathered: dict[str, list[Tensor]] = defaultdict(list)
+        for source, pattern in group.sources:
+            gathered[pattern].append(self._tensor(source))
+        made = _run(group.converter, gathered, target, model)
+        for name, value in made.items():
+            self._places.fill(name, value[0] if isinstance(value, list) else value)
+
+
+def _run(
+    converter: WeightConverter, gathered: dict[str, list[Tensor]], target: str, model: PreTrainedModel
+) -> dict[str, Any]:
+    """transformers' own conversion of one group: tensors by their full names in the model."""
+    converter.collected_tensors = defaultdict(list)
+    for pattern, tensors in gathered.items():
+        for tensor in tensors:
+            future: Future[Tensor] = Future()
+            future.set_result(tensor)
+            converter.collected_tensors[pattern].append(future)
+    return converter.convert(target, model=model, config=model.config)

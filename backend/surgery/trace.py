@@ -1,0 +1,168 @@
+"""Trace: runs a model once without data and notes what each attention layer asks for: sizes, order and mask.
+
+The masks come from transformers' own mask functions, which are asked which positions they let through, so a model whose
+attention we do not reproduce shows itself here; nothing is believed because of a model's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+
+from backend.errors import UnsupportedModelError
+from kvcache.layout import Keeps, LayerCache
+
+TRACE = "shardwise-trace"
+_TRACE_TOKENS = 2
+_PLAIN_ARGUMENTS = {"dropout", "scaling", "sliding_window", "softcap", "s_aux", "position_ids", "is_causal"}
+_MaskFunction = Callable[[int, int, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class TracedLayer:
+    """One attention call: the module that made it, what its cache keeps, and its query heads."""
+
+    name: str
+    cache: LayerCache
+    heads: int
+
+
+@dataclass(slots=True)
+class _Recorder:
+    """What the trace's attention function writes down; handed through the model as the argument `recorder`."""
+
+    calls: list[tuple[nn.Module, Tensor, Tensor, Tensor, Any, dict[str, Any]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Mask:
+    """Stands in for a mask tensor: the function that says which key position a query position may see."""
+
+    function: _MaskFunction
+
+
+def register() -> None:
+    """Makes TRACE known to transformers as an attention and as a mask implementation."""
+    AttentionInterface.register(TRACE, _record)
+    AttentionMaskInterface.register(TRACE, _mask)
+
+
+def _mask(*, mask_function: _MaskFunction, **unused: Any) -> Any:
+    return _Mask(mask_function)
+
+
+def _record(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    *,
+    recorder: _Recorder,
+    **rest: Any,
+) -> tuple[Tensor, None]:
+    recorder.calls.append((module, query, key, value, attention_mask, rest))
+    return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
+
+
+def trace(model: PreTrainedModel) -> tuple[TracedLayer, ...]:
+    """The attention layers of a model whose tensors are all on meta, in the order in which they are called.
+
+    Raises:
+        UnsupportedModelError: attention that we would not reproduce; the reason names what is odd.
+    """
+    recorder = _Recorder()
+    tokens = torch.zeros(1, _TRACE_TOKENS, dtype=torch.long, device="meta")
+    arguments = {"attention_mask": torch.ones_like(tokens), "use_cache": False, "recorder": recorder}
+    config = model.config
+    try:
+        with torch.device("meta"), torch.no_grad():
+            model(input_ids=tokens, position_ids=tokens, **arguments)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise unsupported(config, f"its forward pass needs more than tokens and positions ({error})") from error
+    names = {module: name for name, module in model.named_modules()}
+    layers = tuple(_layer(config, names[call[0]], call) for call in recorder.calls)
+    if not layers:
+        raise unsupported(config, "no layer of it computes attention through transformers' attention interface")
+    if len({layer.name for layer in layers}) != len(layers):
+        raise unsupported(config, "one of its attention modules runs more than once in a pass")
+    return layers
+
+
+def unsupported(config: PreTrainedConfig, why: str) -> UnsupportedModelError:
+    """The error for a model that is refused by name."""
+    return UnsupportedModelError(
+        f"Models of type {config.model_type} are not served yet.",
+        f"What stands in the way: {why}.",
+        "Choose a model whose layers all use plain causal or sliding-window attention, such as Llama, Qwen or Mistral.",
+    )
+
+
+def _layer(config: PreTrainedConfig, name: str, call: tuple[Any, ...]) -> TracedLayer:
+    module, query, key, value, mask, rest = call
+    odd = sorted(
+        key for key, given in rest.items() if given is not None and key not in _PLAIN_ARGUMENTS and _matters(given)
+    )
+    if odd:
+        raise unsupported(config, f"{name} hands its attention {', '.join(odd)}, which we do not know")
+    if not getattr(module, "is_causal", True) or rest.get("is_causal") is False:
+        raise unsupported(config, f"{name} attends in both directions")
+    if key.shape[1] == 0 or query.shape[1] % key.shape[1] or key.shape[1] != value.shape[1]:
+        raise unsupported(config, f"{name} has {query.shape[1]} query heads over {key.shape[1]} key heads")
+    if key.shape[2] != _TRACE_TOKENS or query.shape[2] != _TRACE_TOKENS:
+        raise unsupported(config, f"{name} attends to something else than the tokens of its sequence")
+    window = _window(config, name, mask)
+    keeps = Keeps.FULL if window is None else Keeps.SLIDING
+    cache = LayerCache(keeps, window, key.shape[1], key.shape[-1], value.shape[-1])
+    return TracedLayer(name, cache, query.shape[1])
+
+
+def _matters(given: object) -> bool:
+    """Whether an extra argument could change attention: tensors and numbers may, flags that are off do not."""
+    return not (given is False or given == () or given == {})
+
+
+def _window(config: PreTrainedConfig, name: str, mask: Any) -> int | None:
+    """How many positions a token sees, itself included, by the model's own mask; None for all before it."""
+    if not isinstance(mask, _Mask):
+        raise unsupported(config, f"{name} does not take its mask from transformers' mask functions")
+    longest = 2 * max(
+        getattr(config, "max_position_embeddings", None) or 2048, getattr(config, "sliding_window", None) or 0
+    )
+    queries = torch.tensor([0, 1, longest // 3, longest])
+    try:
+        rows = [_visible(mask.function, int(query), longest + 8) for query in queries]
+    except (RuntimeError, IndexError, NotImplementedError) as error:
+        raise unsupported(config, f"the mask of {name} depends on more than positions") from error
+    if any(row.numel() == 0 or int(row[-1]) != int(query) for row, query in zip(rows, queries, strict=True)):
+        raise unsupported(config, f"the mask of {name} is not causal")
+    width = rows[-1].numel()
+    for row, query in zip(rows, queries, strict=True):
+        seen = min(width, int(query) + 1)
+        if row.numel() != seen or int(row[0]) != int(query) + 1 - seen:
+            raise unsupported(config, f"the mask of {name} is neither causal nor a sliding window")
+    return None if width == longest + 1 else width
+
+
+def _visible(function: _MaskFunction, query: int, length: int) -> Tensor:
+    """The key positions below `length` that the query position sees, ascending."""
+    keys = torch.arange(length, device="cpu")
+    seen = function(0, 0, torch.full_like(keys, query), keys)  # pyright: ignore[reportArgumentType]
+    return torch.nonzero(seen.cpu()).flatten()
+
+
+@contextmanager
+def implementation(config: PreTrainedConfig, attention: str) -> Iterator[None]:
+    """Sets the attention implementation of a config for the length of a block."""
+    before = config._attn_implementation
+    config._attn_implementation = attention
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
