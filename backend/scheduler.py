@@ -35,6 +35,9 @@ class Scheduler:
     One step is `schedule`, the run of its Batch elsewhere, and `commit`; `add` and `cancel` may be called at
     any time and take effect at the next `schedule`; `fail` belongs between the run and its `commit`. Tables change in
     `schedule`, `fail` and `commit` only.
+
+    `longest_sequence` is the most positions that prompt and answer may take: `max_context`, or less where the pool
+    could not hold a sequence of that length alone.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class Scheduler:
         # A step must have a token for each running sequence.
         self._max_sequences = min(max_sequences, step_tokens)
         self._recompute_lengths = recompute_lengths
-        self._limit = self._longest_sequence()
+        self.longest_sequence = self._longest_that_fits()
         self._live: dict[str, Sequence] = {}
         self._by_number: dict[int, Sequence] = {}
         self._running: list[Sequence] = []  # in order of key, as is the next one
@@ -71,7 +74,7 @@ class Scheduler:
         self._steps = 0
         self._prompt_tokens = self._generation_tokens = self._preemptions = self._nan_requests = 0
 
-    def _longest_sequence(self) -> int:
+    def _longest_that_fits(self) -> int:
         """Positions that a sequence may take so that the pool always holds it alone."""
         total = self._cache.statistics().pages_total
         lengths = range(1, self._max_context + 1)
@@ -91,11 +94,11 @@ class Scheduler:
         """
         if request.id in self._live:
             raise ValueError(f"a request with id {request.id!r} is live already")
-        message = refusal(request, self._max_context, self._limit)
+        message = refusal(request, self._max_context, self.longest_sequence)
         if message is not None:
             self._ends.append(End(request.id, "error", message))
             return
-        reason = answer_end(request, request.prior, self._limit)
+        reason = answer_end(request, request.prior, self.longest_sequence)
         if reason is not None:
             self._ends.append(End(request.id, reason))
             return
@@ -166,7 +169,7 @@ class Scheduler:
         tokens.append(Token(request.id, len(sequence.output), choice.token, choice.logprob, choice.top))
         sequence.output.append(choice.token)
         self._generation_tokens += 1
-        reason = answer_end(request, sequence.output, self._limit)
+        reason = answer_end(request, sequence.output, self.longest_sequence)
         if reason is not None:
             self._end(sequence, reason)
         elif sequence.length - 1 in self._recompute_lengths:

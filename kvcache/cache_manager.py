@@ -1,4 +1,4 @@
-"""CacheManager: gives sequences their pages in all cache groups, and takes them back. Who gets them is not its choice."""
+"""CacheManager: gives sequences pages in all cache groups and takes them back. Who gets them is not its choice."""
 
 from __future__ import annotations
 

@@ -1,0 +1,11 @@
+"""What all tests share: hypothesis repeats its examples; with SHARDWISE_TEST_PROFILE=long it looks longer, at random."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+settings.register_profile("repeatable", max_examples=100, derandomize=True, deadline=None, database=None)
+settings.register_profile("long", max_examples=3000, derandomize=False, deadline=None)
+settings.load_profile(os.environ.get("SHARDWISE_TEST_PROFILE", "repeatable"))

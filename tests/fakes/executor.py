@@ -1,0 +1,141 @@
+"""PagedExecutor: a model of the cache. It keeps in pages what K and V would hold, and answers with a hash of it.
+
+Each token leaves one value per cache group, made of the token, its position, the lengths that RoPE variants choose by,
+and what the token saw in the groups before. So a page that is lost, stale, shared by mistake or released too early, a
+position skipped, or a missing recomputation changes the answer, which `alone` gives without any pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from backend.batch import Batch, Sampled, Slice
+from backend.ending import answer_end
+from backend.request import Request
+from kvcache.layout import CacheLayout
+
+VOCABULARY = 97
+
+
+class Memory(Protocol):
+    def write(self, group: int, position: int, value: int) -> None: ...
+
+    def read(self, group: int, position: int) -> int: ...
+
+
+class PlainMemory:
+    """One sequence's values without pages."""
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[int, int], int] = {}
+
+    def write(self, group: int, position: int, value: int) -> None:
+        self._values[group, position] = value
+
+    def read(self, group: int, position: int) -> int:
+        return self._values[group, position]
+
+
+class PagedMemory:
+    """One slice's view of the pool, through its spans only."""
+
+    def __init__(self, layout: CacheLayout, pool: list[dict[int, tuple[int, int]]], part: Slice) -> None:
+        self._page_tokens = [group.page_tokens for group in layout.groups]
+        self._pool = pool
+        self._part = part
+
+    def _page(self, group: int, position: int) -> dict[int, tuple[int, int]]:
+        span = self._part.spans[group]
+        index = position // self._page_tokens[group] - span.first
+        if not 0 <= index < len(span.ids):
+            raise LookupError(f"position {position} has no page in group {group}")
+        return self._pool[span.ids[index]]
+
+    def write(self, group: int, position: int, value: int) -> None:
+        self._page(group, position)[position % self._page_tokens[group]] = (group, value)
+
+    def read(self, group: int, position: int) -> int:
+        owner, value = self._page(group, position)[position % self._page_tokens[group]]
+        if owner != group:
+            raise LookupError(f"a page of group {owner} is read by group {group}")
+        return value
+
+
+class TinyModel:
+    """Turns tokens into values in a Memory, and the values into the next token."""
+
+    def __init__(self, layout: CacheLayout, recompute_lengths: tuple[int, ...]) -> None:
+        self._windows = [group.window for group in layout.groups]
+        self._recompute_lengths = recompute_lengths
+
+    def forward(self, part: Slice, memory: Memory) -> int:
+        """Computes the slice's tokens: the next token."""
+        regime = sum(part.length > one for one in self._recompute_lengths)
+        hidden = 0
+        for position, token in enumerate(part.tokens, part.start):
+            hidden = hash((token, position, regime, max(part.prompt_length, position + 1)))
+            for group, window in enumerate(self._windows):
+                memory.write(group, position, hidden)
+                oldest = 0 if window is None else max(0, position - window + 1)
+                # The newest token sees all that it may; earlier ones a few places, to stay fast.
+                last = position == part.length - 1
+                seen = range(oldest, position + 1) if last else (oldest, (oldest + position) // 2, position)
+                hidden = hash((hidden, *[memory.read(group, one) for one in seen]))
+        return hidden % VOCABULARY
+
+
+class PagedExecutor:
+    """An Executor over TinyModel and paged memory. Impossible accesses are kept in `faults`.
+
+    `refuse` is asked before each batch and may raise, as a device would.
+    """
+
+    def __init__(
+        self,
+        layout: CacheLayout,
+        pages: int,
+        recompute_lengths: tuple[int, ...] = (),
+        refuse: Callable[[Batch], None] = lambda batch: None,
+    ) -> None:
+        self._layout = layout
+        self._pool: list[dict[int, tuple[int, int]]] = [{} for _ in range(pages)]
+        self._model = TinyModel(layout, recompute_lengths)
+        self._refuse = refuse
+        self.batches: list[Batch] = []
+        self.faults: list[str] = []
+
+    def execute(self, batch: Batch) -> list[Sampled | None]:
+        self.batches.append(batch)
+        self._refuse(batch)
+        self._check_disjoint(batch)
+        results: list[Sampled | None] = []
+        for part in batch.slices:
+            try:
+                token = self._model.forward(part, PagedMemory(self._layout, self._pool, part))
+            except (LookupError, IndexError) as fault:
+                self.faults.append(f"sequence {part.sequence}: {fault!r}")
+                token = 0
+            results.append(None if part.sample is None else Sampled(token))
+        return results
+
+    def close(self) -> None:
+        self._pool.clear()
+
+    def _check_disjoint(self, batch: Batch) -> None:
+        pages = [page for part in batch.slices for span in part.spans for page in span.ids]
+        if len(pages) != len(set(pages)):
+            self.faults.append(f"step {batch.step}: two tables hold one page")
+
+
+def alone(request: Request, layout: CacheLayout, limit: int, recompute_lengths: tuple[int, ...] = ()) -> list[int]:
+    """The answer that this request gets when nothing else runs, `prior` left out."""
+    model = TinyModel(layout, recompute_lengths)
+    output = list(request.prior)
+    computed, memory = 0, PlainMemory()
+    while answer_end(request, output, limit) is None:
+        tokens = (*request.prompt, *output)
+        part = Slice(0, computed, tokens[computed:], len(request.prompt), len(tokens), (), None)
+        output.append(model.forward(part, memory))
+        computed = 0 if len(tokens) in recompute_lengths else len(tokens)
+    return output[len(request.prior) :]
