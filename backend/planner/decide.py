@@ -47,9 +47,7 @@ class _Draft:
         return memory.pages_of_context(self.layout, tokens, self.step_tokens)
 
 
-def decide(
-    settings: EngineSettings, facts: ModelFacts, machine: Machine, weights_bytes: int | None = None
-) -> Plan:
+def decide(settings: EngineSettings, facts: ModelFacts, machine: Machine, weights_bytes: int | None = None) -> Plan:
     """Resolves every "auto" of the settings. What was asked for explicitly is obeyed or refused, never
     changed.
 
@@ -62,8 +60,8 @@ def decide(
         OutOfMemoryError: the weights and one context do not fit the device.
     """
     _check(settings, facts, machine)
-    target = choose_target(settings, machine)
-    dtype, dtype_reason = choose_dtype(settings, target)
+    target = choose_target(settings.device, machine)
+    dtype, dtype_reason = choose_dtype(settings.dtype, target)
     step_tokens, max_sequences, step_reason = _step(settings, target)
     if weights_bytes is None:
         weights_bytes = memory.weights_bytes(facts, dtype)
@@ -178,8 +176,7 @@ def _refuse(draft: _Draft, term: str, size: int, first_way: str) -> NoReturn:
     second_way = "fewer --max-sequences or --step-tokens" if term == "activations" else "free memory there"
     raise OutOfMemoryError(
         f"The model does not fit {target.label}: its {term} need {human_bytes(size)}.",
-        f"{human_bytes(target.usable)} can be used ({human_bytes(target.free)} are free), "
-        f"of which {beside} are taken.",
+        f"{human_bytes(target.usable)} can be used ({human_bytes(target.free)} are free), of which {beside} are taken.",
         f"Two ways out: {first_way}, or {second_way}.",
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from backend.engine_settings import EngineSettings
 from backend.errors import SettingError
 from backend.hardware.machine import Machine
 from backend.hardware.nvml import Gpu
@@ -40,27 +39,27 @@ class Target:
         return int(self.free * _USABLE_SHARE)
 
 
-def choose_target(settings: EngineSettings, machine: Machine) -> Target:
-    """The device for one rank: the GPU with the most free memory, else the CPU.
+def choose_target(device: str, machine: Machine) -> Target:
+    """The device for auto, cuda or cpu: the GPU with the most free memory, else the CPU.
 
     Raises:
         SettingError: a GPU was asked for and there is none.
     """
-    if settings.device == "cuda" and not machine.gpus:
+    if device == "cuda" and not machine.gpus:
         raise SettingError(
             "--device cuda needs an NVIDIA GPU.",
             machine.gpu_problem or "No NVIDIA driver, or no GPU that CUDA shows to this process, was found.",
             "Use --device cpu, or run `shardwise doctor`.",
         )
-    if settings.device == "cpu" or not machine.gpus:
-        return _cpu_target(settings, machine)
+    if device == "cpu" or not machine.gpus:
+        return _cpu_target(device, machine)
     number = max(range(len(machine.gpus)), key=lambda index: (machine.gpus[index].free, -index))
     return _gpu_target(number, machine.gpus[number], len(machine.gpus))
 
 
-def _cpu_target(settings: EngineSettings, machine: Machine) -> Target:
-    why = "--device cpu asks for it" if settings.device == "cpu" else "no usable NVIDIA GPU was found"
-    if settings.device == "auto" and machine.gpu_problem:
+def _cpu_target(asked: str, machine: Machine) -> Target:
+    why = "--device cpu asks for it" if asked == "cpu" else "no usable NVIDIA GPU was found"
+    if asked == "auto" and machine.gpu_problem:
         why += f" ({machine.gpu_problem.rstrip('.')})"
     return Target(
         device="cpu",
@@ -84,12 +83,12 @@ def _gpu_target(number: int, gpu: Gpu, count: int) -> Target:
     )
 
 
-def choose_dtype(settings: EngineSettings, target: Target) -> tuple[str, str]:
-    """The dtype of weights and activations, and why, as a sentence."""
-    if settings.dtype != "auto":
-        slow = settings.dtype == "bfloat16" and not target.native_bfloat16
+def choose_dtype(asked: str, target: Target) -> tuple[str, str]:
+    """The dtype of weights and activations where `asked` is one or auto, and why, as a sentence."""
+    if asked != "auto":
+        slow = asked == "bfloat16" and not target.native_bfloat16
         note = "; this device does not multiply it natively, which is slow" if slow else ""
-        return settings.dtype, f"The dtype is {settings.dtype}, as --dtype asks{note}."
+        return asked, f"The dtype is {asked}, as --dtype asks{note}."
     if target.native_bfloat16:
         return "bfloat16", "The dtype is bfloat16, which this device multiplies natively."
     if target.cuda:

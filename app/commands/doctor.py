@@ -1,0 +1,92 @@
+"""`shardwise doctor`: what this machine can and cannot do, with fixes. The judging is `app.doctor`'s."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import platformdirs
+import typer
+
+from app.background import log_folder, runtime_folder
+from app.doctor.finding import Finding
+from app.doctor.hardware_findings import hardware_findings
+from app.doctor.place_findings import folder_finding, library_finding, port_finding
+from app.doctor.software_findings import (
+    compute_findings,
+    compute_report,
+    python_finding,
+    self_test_command,
+)
+from backend.hardware.machine import Machine, read_machine
+from backend.planner.target import choose_dtype, choose_target
+
+_MARKS = {"ok": "ok     ", "note": "note   ", "warning": "warning", "failure": "FAILURE"}
+
+
+def doctor(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port that a server would take.")] = 8000,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+) -> None:
+    """Check what this machine can and cannot do, and say how to fix it."""
+    machine = read_machine()
+    found = findings(machine, port)
+    serves = all(finding.status != "failure" for finding in found)
+    if json:
+        report = {"serves": serves, "findings": found, "machine": machine}
+        print(msgspec.json.format(msgspec.json.encode(report), indent=1).decode())
+    else:
+        print(as_lines(found))
+        print("\nThis machine can serve." if serves else "\nThis machine cannot serve until that is fixed.")
+    if not serves:
+        raise typer.Exit(1)
+
+
+def findings(machine: Machine, port: int) -> list[Finding]:
+    """Looks at everything, the self-test (some seconds, mostly torch's import) included."""
+    computed = _computed(machine, "auto")
+    if machine.gpus and any(finding.status == "failure" for finding in computed):
+        # A GPU that does not compute is no failure of the machine as long as its CPU does.
+        failures = [finding for finding in computed if finding.status == "failure"]
+        computed = [*map(_as_warning, failures), *_computed(machine, "cpu")]
+    return [
+        python_finding(),
+        *computed,
+        *hardware_findings(machine),
+        folder_finding("cache", platformdirs.user_cache_path("shardwise"), needs_space=True),
+        folder_finding("data", platformdirs.user_data_path("shardwise")),
+        folder_finding("log", log_folder()),
+        folder_finding("runtime", runtime_folder()),
+        port_finding(port),
+        library_finding(_hub_cache()),
+    ]
+
+
+def _computed(machine: Machine, asked: str) -> list[Finding]:
+    """The self-test on the device that a plan would take, in the dtype that follows."""
+    target = choose_target(asked, machine)
+    dtype, _ = choose_dtype("auto", target)
+    report = compute_report(self_test_command(target.device, dtype))
+    return compute_findings(report, machine, target.device, dtype)
+
+
+def as_lines(found: list[Finding]) -> str:
+    """One line a finding, its fix below it."""
+    width = max(len(finding.area) for finding in found)
+    lines: list[str] = []
+    for finding in found:
+        lines.append(f"{_MARKS[finding.status]}  {finding.area:<{width}}  {finding.what}")
+        if finding.fix:
+            lines.append(f"{'':<{width + 9}}  -> {finding.fix}")
+    return "\n".join(lines)
+
+
+def _as_warning(finding: Finding) -> Finding:
+    return msgspec.structs.replace(finding, status="warning")
+
+
+def _hub_cache() -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from app.commands.doctor import as_lines, doctor
+from app.doctor.finding import Finding
+from app.doctor.hardware_findings import hardware_findings
+from app.doctor.place_findings import folder_finding, library_finding, port_finding
+from app.doctor.software_findings import ComputeReport, compute_findings, compute_report, self_test_command
+from backend.hardware.memory import Memory
+from backend.hardware.nvml import GpuHolder
+from tests.fakes.machines import GIB, cpu_machine, gpu, gpu_machine
+
+REPORT = ComputeReport("2.13.0+cpu", None, False, ("omp", "workqueue"), 1e-3, 40.0)
+
+
+def statuses(found: list[Finding]) -> dict[str, str]:
+    return {finding.area: finding.status for finding in found}
+
+
+@pytest.fixture
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("CACHE_HOME", "DATA_HOME", "STATE_HOME", "RUNTIME_DIR"):
+        folder = tmp_path / name.lower()
+        folder.mkdir(mode=0o700)
+        monkeypatch.setenv(f"XDG_{name}", str(folder))
+    return tmp_path
+
+
+def run_doctor(*arguments: str) -> tuple[int, str]:
+    app = typer.Typer()
+    app.command()(doctor)
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    return result.exit_code, result.stdout
+
+
+def test_this_machine_can_serve_and_says_so_as_json(own_folders: Path) -> None:
+    status, output = run_doctor("--json")
+    report = json.loads(output)
+    found = {finding["area"]: finding["status"] for finding in report["findings"]}
+    assert status == 0
+    assert report["serves"] is True
+    assert found["self-test"] == found["torch"] == found["cache folder"] == "ok"
+    assert report["machine"]["cpu"]["cores"] >= 1
+    assert not list((own_folders / "cache_home").iterdir())  # looking leaves nothing behind
+
+
+def test_a_folder_that_cannot_be_written_ends_in_status_1(own_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked = own_folders / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("XDG_DATA_HOME", str(blocked))
+    monkeypatch.setattr("app.commands.doctor.compute_report", lambda _: REPORT)
+    status, output = run_doctor()
+    assert status == 1
+    assert "FAILURE  data folder" in output
+    assert "cannot serve" in output
+
+
+def test_a_report_of_torch_is_judged() -> None:
+    machine = cpu_machine()
+    assert set(statuses(compute_findings(REPORT, machine, "cpu", "bfloat16")).values()) == {"ok"}
+    wrong = msgspec.structs.replace(REPORT, error=0.3)
+    assert statuses(compute_findings(wrong, machine, "cpu", "bfloat16"))["self-test"] == "failure"
+    slow = msgspec.structs.replace(REPORT, threading_layers=("workqueue",))
+    assert statuses(compute_findings(slow, machine, "cpu", "bfloat16"))["threads"] == "warning"
+
+
+def test_a_torch_that_cannot_use_the_gpu_says_why() -> None:
+    machine = gpu_machine()
+    for_cpu = compute_findings(REPORT, machine, "cuda:0", "bfloat16")[0]
+    assert (for_cpu.status, "CUDA build" in for_cpu.fix) == ("warning", True)
+    too_new = msgspec.structs.replace(REPORT, cuda_build="14.2")
+    found = compute_findings(too_new, machine, "cuda:0", "bfloat16")[0]
+    assert "CUDA up to 13.0" in found.what
+    assert "driver" in found.fix
+
+
+def test_a_self_test_that_crashes_or_hangs_is_a_failure() -> None:
+    crashed = compute_report((sys.executable, "-c", "raise SystemExit('no kernel image')"))
+    assert crashed == "no kernel image"
+    assert "no answer" in str(compute_report((sys.executable, "-c", "import time; time.sleep(9)"), timeout=0.2))
+    found = compute_findings(crashed, cpu_machine(), "cpu", "bfloat16")
+    assert (found[0].status, "no kernel image" in found[0].what) == ("failure", True)
+
+
+def test_a_gpu_that_does_not_compute_leaves_the_cpu(own_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.commands.doctor.read_machine", gpu_machine)
+    monkeypatch.setattr(
+        "app.commands.doctor.compute_report", lambda command: REPORT if "cpu" in command else "no kernel image"
+    )
+    status, output = run_doctor("--json")
+    found = [(finding["area"], finding["status"]) for finding in json.loads(output)["findings"]]
+    assert status == 0
+    assert ("torch", "warning") in found
+    assert ("self-test", "ok") in found
+
+
+def test_the_self_test_runs_apart_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('shadowed')")
+    monkeypatch.chdir(tmp_path)
+    report = compute_report(self_test_command("cpu", "float32"))
+    assert isinstance(report, ComputeReport)
+    assert report.error < 1e-4
+
+
+def test_hardware_is_described_with_its_limits() -> None:
+    assert statuses(hardware_findings(cpu_machine())) == {"cpu": "ok", "memory": "ok", "gpu": "note"}
+    weak = msgspec.structs.replace(cpu_machine(features=("avx2",)), memory=Memory(GIB, GIB // 2, limited=True))
+    assert statuses(hardware_findings(weak)) == {"cpu": "note", "memory": "warning", "gpu": "note"}
+    hung = msgspec.structs.replace(cpu_machine(), gpu_problem="The NVIDIA driver did not answer within 15 s.")
+    assert statuses(hardware_findings(hung))["gpu"] == "warning"
+
+
+def test_who_holds_a_gpus_memory_is_named() -> None:
+    held = gpu(free=2 * GIB, holders=(GpuHolder(77, "blender", 20 * GIB), GpuHolder(78, "", None)))
+    found = hardware_findings(gpu_machine(held))[-1]
+    assert found.status == "warning"
+    assert "blender (77, 20 GiB), a process (78)" in found.fix
+    assert hardware_findings(gpu_machine())[-1].status == "ok"
+
+
+def test_a_missing_folder_is_asked_of_the_one_it_would_lie_in(tmp_path: Path) -> None:
+    assert folder_finding("cache", tmp_path / "not" / "yet").status == "ok"
+    assert not (tmp_path / "not").exists()
+
+
+def test_a_taken_port_is_a_warning() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert port_finding(port).status == "warning"
+    assert port_finding(port).status == "ok"
+
+
+def test_the_library_lists_its_models(tmp_path: Path) -> None:
+    assert library_finding(tmp_path / "none").status == "note"
+    (tmp_path / "models--org--name").mkdir()
+    assert "org/name" in library_finding(tmp_path).what
+
+
+def test_lines_show_the_fix_below_the_finding() -> None:
+    text = as_lines([Finding("port", "warning", "Taken.", "Choose another."), Finding("cpu", "ok", "Fine.")])
+    assert [line.strip() for line in text.splitlines()] == [
+        "warning  port  Taken.",
+        "-> Choose another.",
+        "ok       cpu   Fine.",
+    ]
