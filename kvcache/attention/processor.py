@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy
 import torch
-from numba import carray, njit, prange  # pyright: ignore[reportAttributeAccessIssue]
+from numba import carray, njit, prange  # pyright: ignore[reportPrivateImportUsage]
 from numpy.typing import NDArray
 from torch import Tensor
 

@@ -1,6 +1,6 @@
 """One row of an online softmax in LLVM code, because numba's vectoriser leaves the exponential scalar.
 
-Method: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018). The exponential is Cephes' expf.
+Method: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018).
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from typing import Any
 
 from llvmlite import ir
 
+from quant.cpu.arithmetic import call_named, exponential, hyperbolic_tangent, largest
+from quant.cpu.arithmetic import total as total_of_lanes
 from quant.cpu.instructions import (
     FLOAT,
     FLOATS,
     INTS,
     LANES,
     VECTOR_BYTES,
-    Value,
     as_intrinsic,
     both_kinds,
     broadcast,
     constant,
-    fused_multiply_add,
     load,
     offset_by,
     rounded_to_halves,
@@ -31,31 +31,6 @@ from quant.cpu.instructions import (
 ROW_VECTORS = 4
 # Scores that count as hidden; finite, so that differences stay finite.
 HIDDEN = -1.0e30
-
-
-def _call(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: list[Value]) -> Value:
-    function = builder.module.globals.get(name)
-    if function is None:
-        kinds = [argument.type for argument in arguments]
-        function = ir.Function(builder.module, ir.FunctionType(result, kinds), name)
-    return builder.call(function, arguments)
-
-
-def _exponential(builder: ir.IRBuilder, x: Value) -> Value:
-    """e^x lane by lane for x <= 87, to about 2e-7 relative; below -87 it is 0."""
-    clipped = _call(builder, "llvm.maxnum.v16f32", FLOATS, [x, constant(-87.0)])
-    n = _call(builder, "llvm.rint.v16f32", FLOATS, [builder.fmul(clipped, constant(1.44269504088896341))])
-    # ln 2 in two parts, so that the remainder is exact.
-    r = fused_multiply_add(builder, n, constant(-0.693359375), clipped)
-    r = fused_multiply_add(builder, n, constant(2.12194440e-4), r)
-    p = constant(1.9875691500e-4)
-    for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
-        p = fused_multiply_add(builder, p, r, constant(coefficient))
-    p = builder.fadd(fused_multiply_add(builder, p, builder.fmul(r, r), r), constant(1.0))
-    biased = builder.add(builder.fptosi(n, INTS), ir.Constant(INTS, [127] * LANES))
-    power = builder.bitcast(builder.shl(biased, ir.Constant(INTS, [23] * LANES)), FLOATS)
-    low = builder.fcmp_ordered("<", x, constant(-87.0))
-    return builder.select(low, constant(0.0), builder.fmul(p, power))
 
 
 def _soften_row() -> Any:
@@ -83,21 +58,21 @@ def _soften_row() -> Any:
             before = broadcast(builder, load(builder, peak, FLOAT))
             highest = before
             for row in rows:
-                highest = _call(builder, "llvm.maxnum.v16f32", FLOATS, [highest, row])
-            top = _call(builder, "llvm.vector.reduce.fmax.v16f32", FLOAT, [highest])
+                highest = call_named(builder, "llvm.maxnum.v16f32", FLOATS, [highest, row])
+            top = largest(builder, highest)
             after = broadcast(builder, top)
             added = constant(0.0)
             for vector, (row, inside) in enumerate(zip(rows, seen, strict=True)):
-                weight = _exponential(builder, builder.fsub(row, after))
+                weight = exponential(builder, builder.fsub(row, after))
                 weight = builder.select(inside, weight, constant(0.0))
                 added = builder.fadd(added, weight)
                 width = VECTOR_BYTES // 2 if halves else VECTOR_BYTES
                 stored = rounded_to_halves(builder, weight) if halves else weight
                 store(builder, stored, offset_by(builder, weights, vector * width), align=2)
             share = builder.extract_element(
-                _exponential(builder, builder.fsub(before, after)), ir.Constant(INTS.element, 0)
+                exponential(builder, builder.fsub(before, after)), ir.Constant(INTS.element, 0)
             )
-            reduced = _call(builder, "llvm.vector.reduce.fadd.v16f32", FLOAT, [ir.Constant(FLOAT, -0.0), added])
+            reduced = total_of_lanes(builder, added)
             store(builder, top, peak)
             store(builder, share, factor)
             store(builder, builder.fadd(builder.fmul(load(builder, total, FLOAT), share), reduced), total)
@@ -112,7 +87,7 @@ def _cap_scores() -> Any:
     """Numba intrinsic `(scores, scaling, softcap)`, all addresses.
 
     scores [64] become softcap * tanh(scores * scaling / softcap) / scaling, so that what follows may scale all scores
-    alike. tanh(y) = 1 - 2 / (e^2y + 1).
+    alike.
     """
 
     def write(function: ir.Function) -> None:
@@ -122,9 +97,7 @@ def _cap_scores() -> Any:
         for vector in range(ROW_VECTORS):
             place = offset_by(builder, scores, vector * VECTOR_BYTES)
             y = builder.fdiv(builder.fmul(load(builder, place, FLOATS), scale), cap)
-            twice = _call(builder, "llvm.minnum.v16f32", FLOATS, [builder.fadd(y, y), constant(80.0)])
-            power = builder.fadd(_exponential(builder, twice), constant(1.0))
-            tangent = builder.fsub(constant(1.0), builder.fdiv(constant(2.0), power))
+            tangent = hyperbolic_tangent(builder, y)
             store(builder, builder.fdiv(builder.fmul(tangent, cap), scale), place)
         builder.ret_void()
 

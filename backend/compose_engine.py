@@ -1,0 +1,94 @@
+"""compose_engine: from settings to a running Engine of one rank; the one place where its parts are put together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from backend.engine import Engine
+from backend.engine_settings import EngineSettings
+from backend.hardware.machine import read_machine
+from backend.library.checks import check
+from backend.planner.decide import PAGE_TOKENS, decide
+from backend.planner.model_facts import ModelFacts
+from backend.planner.plan import Plan
+
+OnProgress = Callable[[str, int, int], None]
+
+# Tokens of the warm-up's prefill on a processor, where a full step would cost more time than it finds out.
+PROCESSOR_WARM_UP = 32
+
+
+@dataclass(frozen=True)
+class ComposedEngine:
+    """An engine that is ready to step, and what Ready tells of it."""
+
+    engine: Engine
+    plan: Plan
+    max_context: int
+    vocabulary: int
+    weights_bytes: tuple[int, ...]
+    devices: tuple[str, ...]
+
+
+def plan_engine(settings: EngineSettings) -> Plan:
+    """The Plan that an engine with these settings would obey. Checks the files; takes no memory for weights.
+
+    Raises:
+        ShardwiseError: a broken or unsupported model, a setting that cannot be obeyed, too little memory.
+    """
+    return _planned(settings)[1]
+
+
+def _planned(settings: EngineSettings) -> tuple[ModelFacts, Plan]:
+    # Both load torch and transformers, which the modules that only name this one need not pay for.
+    from backend.surgery.config import read_config
+    from backend.surgery.describe import describe
+
+    check(settings.files)
+    facts = describe(read_config(settings.files))
+    return facts, decide(settings, facts, read_machine())
+
+
+def compose_engine(settings: EngineSettings, on_progress: OnProgress) -> ComposedEngine:
+    """Checks, plans, loads and warms up; `on_progress(stage, done, total)` is told of each stage.
+
+    Raises:
+        ShardwiseError: as `plan_engine`, and a file that turns out broken while it is read.
+    """
+    on_progress("read", 0, 0)
+    import torch
+
+    from backend.runner import Runner
+    from backend.scheduler import Scheduler
+    from backend.surgery.load import load_model
+    from kvcache.cache_manager import CacheManager
+    from kvcache.layout import build_layout
+
+    facts, plan = _planned(settings)
+    dtype, device = getattr(torch, plan.dtype), torch.device(plan.ranks[0].device)
+    torch.set_num_threads(plan.threads)
+    on_progress("load", 0, settings.files.bytes)
+    model = load_model(
+        settings.files, dtype=dtype, device=device, on_progress=lambda done, total: on_progress("load", done, total)
+    )
+    on_progress("warm up", 0, 0)
+    layout = build_layout(facts.layers, dtype.itemsize, PAGE_TOKENS)
+    runner = Runner(model, layout, plan.pages, plan.threads)
+    runner.warm_up(PROCESSOR_WARM_UP if device.type == "cpu" else plan.step_tokens)
+    scheduler = Scheduler(
+        CacheManager(layout, plan.pages),
+        max_context=plan.max_context,
+        max_sequences=plan.max_sequences,
+        step_tokens=plan.step_tokens,
+        recompute_lengths=model.recompute_lengths,
+    )
+    return ComposedEngine(
+        engine=Engine(scheduler, runner, time.monotonic),
+        plan=plan,
+        max_context=min(plan.max_context, scheduler.longest_sequence),
+        vocabulary=facts.vocabulary,
+        weights_bytes=(model.weights_bytes,),
+        devices=(str(device),),
+    )
