@@ -1,0 +1,94 @@
+"""`python -m backend.library.derive_child SOURCE TARGET`: writes config and tokenizer of SOURCE into TARGET.
+
+The only file of the library that imports transformers, and with it torch.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+# Tokenizers that split digits before anything else. transformers' conversion from GGUF leaves that step out, and so
+# would join the line breaks or spaces before a number as the model never saw them in training.
+_DIGIT_SPLITTING = frozenset({"smollm", "starcoder"})
+
+
+def main(source: Path, target: Path) -> None:
+    """Fill `target` from a GGUF file or a safetensors folder."""
+    if source.is_file():
+        with tempfile.TemporaryDirectory() as lone:
+            # A link in a folder of its own: files that lie beside the user's GGUF must not mix in.
+            (Path(lone) / "model.gguf").symlink_to(source.absolute())
+            _derive_gguf(Path(lone), target)
+    else:
+        _derive_folder(source, target)
+
+
+def _derive_gguf(folder: Path, target: Path) -> None:
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    fields = _gguf_fields(folder / "model.gguf")
+    config = AutoConfig.from_pretrained(folder, gguf_file="model.gguf")
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    if isinstance(architecture, str):
+        config.architectures = [architecture]
+    # Quantized tensors have no dtype of their own; the models behind them are trained in bfloat16.
+    config.dtype = {0: "float32", 1: "float16"}.get(fields.get("general.file_type"), "bfloat16")
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file="model.gguf")
+    config.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    GenerationConfig.from_model_config(config).save_pretrained(target)
+    _finish_tokenizer(target, fields)
+
+
+def _derive_folder(source: Path, target: Path) -> None:
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(source).save_pretrained(target)
+    for name in ("config.json", "generation_config.json", "chat_template.jinja"):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def _gguf_fields(path: Path) -> dict[str, object]:
+    """The few values of the header that the conversion needs."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path)
+    wanted = (
+        "general.file_type",
+        "tokenizer.ggml.pre",
+        "tokenizer.ggml.add_bos_token",
+        "tokenizer.chat_template",
+    )
+    return {name: reader.fields[name].contents() for name in wanted if name in reader.fields}
+
+
+def _finish_tokenizer(target: Path, fields: dict[str, object]) -> None:
+    if fields.get("tokenizer.ggml.pre") in _DIGIT_SPLITTING:
+        path = target / "tokenizer.json"
+        tokenizer = json.loads(path.read_text())
+        split = {"type": "Digits", "individual_digits": True}
+        tokenizer["pre_tokenizer"] = {
+            "type": "Sequence",
+            "pretokenizers": [split, tokenizer["pre_tokenizer"]],
+        }
+        path.write_text(json.dumps(tokenizer, ensure_ascii=False))
+    path = target / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    for local in ("is_local", "local_files_only", "backend"):
+        settings.pop(local, None)
+    if "tokenizer.ggml.add_bos_token" in fields:
+        settings["add_bos_token"] = bool(fields["tokenizer.ggml.add_bos_token"])
+    template = fields.get("tokenizer.chat_template")
+    if isinstance(template, str):
+        settings["chat_template"] = template
+    path.write_text(json.dumps(settings, ensure_ascii=False, indent=2))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
