@@ -186,7 +186,7 @@ def _pool(draft: _Draft) -> tuple[int, str]:
     settings, page_bytes = draft.settings, draft.layout.page_bytes
     if settings.kv_pool is not None:
         if settings.kv_pool > draft.left:
-            _refuse(draft, "kv", settings.kv_pool, f"--kv-pool {draft.left >> 20}M or less")
+            _refuse(draft, "kv", settings.kv_pool, f"--kv-pool {draft.left >> 20}MiB or less")
         return settings.kv_pool // page_bytes, (
             f"The page pool has {human_bytes(settings.kv_pool)}, as --kv-pool asks."
         )
@@ -217,7 +217,7 @@ def _context(draft: _Draft, pages: int) -> tuple[int, str]:
         raise OutOfMemoryError(
             f"The page pool does not hold one context: its kv needs {human_bytes(needed)}.",
             f"--kv-pool gives it {human_bytes(settings.kv_pool)}, and a context has {least} positions.",
-            f"Two ways out: {way}, or --kv-pool {-(-needed >> 20)}M.",
+            f"Two ways out: {way}, or --kv-pool {-(-needed >> 20)}MiB.",
         )
     if settings.max_context is not None:
         return settings.max_context, f"The context is {settings.max_context}, as --max-context asks."
