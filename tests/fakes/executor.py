@@ -72,17 +72,25 @@ class TinyModel:
     def forward(self, part: Slice, memory: Memory) -> int:
         """Computes the slice's tokens: the next token."""
         regime = sum(part.length > one for one in self._recompute_lengths)
-        hidden = 0
         for position, token in enumerate(part.tokens, part.start):
             hidden = hash((token, position, regime, max(part.prompt_length, position + 1)))
-            for group, window in enumerate(self._windows):
+            for group in range(len(self._windows)):
                 memory.write(group, position, hidden)
-                oldest = 0 if window is None else max(0, position - window + 1)
-                # The newest token sees all that it may; earlier ones a few places, to stay fast.
-                last = position == part.length - 1
-                seen = range(oldest, position + 1) if last else (oldest, (oldest + position) // 2, position)
-                hidden = hash((hidden, *[memory.read(group, one) for one in seen]))
-        return hidden % VOCABULARY
+                # A few places of what it may see, to stay fast; always the same ones, as in a real model.
+                oldest = self._oldest_seen(group, position)
+                places = (oldest, (oldest + position) // 2, position)
+                hidden = hash((hidden, *[memory.read(group, one) for one in places]))
+        newest = part.start + len(part.tokens) - 1
+        everything = [
+            memory.read(group, one)
+            for group in range(len(self._windows))
+            for one in range(self._oldest_seen(group, newest), newest + 1)
+        ]
+        return hash(tuple(everything)) % VOCABULARY
+
+    def _oldest_seen(self, group: int, position: int) -> int:
+        window = self._windows[group]
+        return 0 if window is None else max(0, position - window + 1)
 
 
 class PagedExecutor:

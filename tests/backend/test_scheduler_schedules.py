@@ -1,0 +1,273 @@
+"""Scheduler and Engine under thousands of random schedules, over an executor whose answers show any wrong page."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from backend.batch import Batch
+from backend.engine import Engine
+from backend.events import End, Token
+from backend.messages import StepOutput
+from backend.request import Request, Sampling
+from backend.scheduler import Scheduler
+from kvcache.cache_manager import CacheManager
+from kvcache.layout import CacheLayout, Keeps, LayerCache, build_layout
+from tests.fakes.executor import VOCABULARY, PagedExecutor, alone
+
+MAX_CONTEXT = 40
+POISON = VOCABULARY  # a prompt token that no answer contains: a batch with it makes a failing executor raise
+# The profile's number of examples is for one plain property; these here are the heart of the matter.
+EXAMPLES = settings.default.max_examples if settings.default else 100
+
+layer_caches = st.one_of(
+    st.just(LayerCache(Keeps.FULL, None, 1, 4, 4)),
+    st.builds(LayerCache, st.just(Keeps.SLIDING), st.integers(1, 12), st.just(1), st.just(4), st.just(4)),
+)
+layouts = st.builds(
+    build_layout,
+    st.lists(layer_caches, min_size=1, max_size=3).map(tuple),
+    st.just(2),
+    st.sampled_from([1, 2, 4]),
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How tight things are. `spare` are pages beyond what a sequence of `fits` positions needs."""
+
+    fits: int
+    spare: int
+    max_sequences: int
+    step_tokens: int
+    recompute_lengths: tuple[int, ...]
+
+
+limits = st.builds(
+    Limits,
+    fits=st.integers(4, MAX_CONTEXT),
+    spare=st.integers(0, 12),
+    max_sequences=st.integers(1, 6),
+    step_tokens=st.integers(1, 24),
+    recompute_lengths=st.lists(st.integers(2, MAX_CONTEXT), max_size=2, unique=True).map(tuple),
+)
+tokens = st.integers(0, VOCABULARY - 1)
+requests = st.builds(
+    Request,
+    id=st.just(""),
+    prompt=st.lists(tokens, min_size=1, max_size=MAX_CONTEXT + 2).map(tuple),
+    prior=st.lists(tokens, max_size=4).map(tuple),
+    sampling=st.builds(
+        Sampling,
+        max_tokens=st.integers(1, 20),
+        min_tokens=st.integers(0, 3),
+        stop_tokens=st.lists(tokens, max_size=6).map(tuple),
+    ),
+    priority=st.integers(0, 2),
+    timeout=st.none() | st.none() | st.integers(0, 30).map(float),
+)
+
+
+@dataclass
+class Told:
+    """What the engine told of one request."""
+
+    request: Request
+    tokens: list[Token] = field(default_factory=list)
+    end: End | None = None
+
+
+class World:
+    """An engine over a paged executor and a clock of its own, which checks each thing it is told."""
+
+    def __init__(self, layout: CacheLayout, how: Limits) -> None:
+        self.layout, self.how, self.now, self.failing = layout, how, 0.0, False
+        pages = CacheManager(layout, 1).most_pages(how.fits, how.step_tokens) + how.spare
+        self.executor = PagedExecutor(layout, pages, how.recompute_lengths, self._refuse)
+        self.scheduler = Scheduler(
+            CacheManager(layout, pages),
+            max_context=MAX_CONTEXT,
+            max_sequences=how.max_sequences,
+            step_tokens=how.step_tokens,
+            recompute_lengths=how.recompute_lengths,
+        )
+        self.engine = Engine(self.scheduler, self.executor, lambda: self.now)
+        self.told: dict[str, Told] = {}
+        self.cancelled: set[str] = set()
+
+    def _refuse(self, batch: Batch) -> None:
+        if any(POISON in part.tokens for part in batch.slices):
+            raise RuntimeError("CUDA out of memory: tried to allocate\nTraceback: secret")
+        if self.failing and len(batch.slices) > 1:
+            raise MemoryError
+
+    def submit(self, request: Request) -> None:
+        name = f"request {len(self.told)}"
+        request = Request(**{**{one: getattr(request, one) for one in Request.__struct_fields__}, "id": name})
+        self.told[name] = Told(request)
+        self.engine.submit(request)
+
+    def step(self) -> StepOutput:
+        before = len(self.executor.batches)
+        output = self.engine.step()
+        self.now += 1.0
+        assert self.executor.faults == []
+        for batch in self.executor.batches[before:]:
+            assert batch.token_count <= self.how.step_tokens
+            assert 0 < len(batch.slices) <= self.how.max_sequences
+            numbers = [part.sequence for part in batch.slices]
+            assert len(numbers) == len(set(numbers))
+        for token in output.tokens:
+            told = self.told[token.request]
+            assert told.end is None
+            assert token.index == len(told.request.prior) + len(told.tokens)
+            told.tokens.append(token)
+        for end in output.ends:
+            assert self.told[end.request].end is None
+            self.told[end.request].end = end
+        return output
+
+    def run_dry(self) -> None:
+        """Steps until nothing is left, within a bound that any starvation would pass."""
+        # Each step moves the first sequence on. Its tokens are computed at most once a recompute length, and again
+        # after a preemption; the factor stands for these.
+        tokens = sum(len(told.request.prompt) + 25 for told in self.told.values() if told.end is None)
+        bound = 10 + tokens * (2 + len(self.how.recompute_lengths))
+        while self.engine.has_work:
+            self.step()
+            bound -= 1
+            assert bound > 0, "something starves"
+
+    def finish(self) -> None:
+        self.run_dry()
+        self.check_answers()
+
+    def check_answers(self) -> None:
+        assert all(told.end is not None for told in self.told.values())
+        for told in self.told.values():
+            self._check_answer(told)
+        statistics = self.scheduler.statistics()
+        assert (statistics.running, statistics.waiting, statistics.pages_used) == (0, 0, 0)
+        assert statistics.generation_tokens == sum(len(told.tokens) for told in self.told.values())
+
+    def _check_answer(self, told: Told) -> None:
+        request, end = told.request, told.end
+        assert end is not None
+        answer = [token.token for token in told.tokens]
+        if end.reason == "error":
+            assert answer == []
+            if POISON in request.prompt and len(request.prompt) < self.scheduler.longest_sequence:
+                assert "RuntimeError: CUDA out of memory" in end.message
+                assert "secret" not in end.message
+            else:
+                assert len(request.prompt) >= self.scheduler.longest_sequence
+            return
+        expected = alone(request, self.layout, self.scheduler.longest_sequence, self.how.recompute_lengths)
+        if end.reason in ("stop", "length"):
+            assert answer == expected
+            full = [*request.prior, *answer]
+            stopped = len(full) > request.sampling.min_tokens and full[-1:] and full[-1] in request.sampling.stop_tokens
+            assert end.reason == ("stop" if stopped else "length")
+        else:
+            assert answer == expected[: len(answer)]
+            assert request.timeout is not None if end.reason == "deadline" else request.id in self.cancelled
+
+
+@settings(max_examples=10 * EXAMPLES)
+@given(layouts, limits, st.lists(st.tuples(requests, st.integers(0, 3)), min_size=1, max_size=8))
+def test_any_arrivals_get_the_answers_they_would_get_alone(
+    layout: CacheLayout, how: Limits, arrivals: list[tuple[Request, int]]
+):
+    world = World(layout, how)
+    for request, steps in arrivals:
+        world.submit(request)
+        for _ in range(steps):
+            world.step()
+            world.scheduler.check_integrity()
+    world.finish()
+
+
+class Schedules(RuleBasedStateMachine):
+    """Arrivals, cancellations, deadlines, failures and steps in any order."""
+
+    @initialize(layout=layouts, how=limits)
+    def start(self, layout: CacheLayout, how: Limits) -> None:
+        self.world = World(layout, how)
+
+    @rule(request=requests)
+    def submit(self, request: Request) -> None:
+        self.world.submit(request)
+
+    @rule(request=requests, place=st.integers(0, 50))
+    def submit_what_makes_the_executor_fail(self, request: Request, place: int) -> None:
+        prompt = list(request.prompt)
+        prompt[place % len(prompt)] = POISON
+        self.world.submit(Request(id="", prompt=tuple(prompt), sampling=request.sampling))
+
+    @precondition(lambda self: self.world.told)
+    @rule(place=st.integers(0, 50))
+    def cancel(self, place: int) -> None:
+        name = f"request {place % len(self.world.told)}"
+        self.world.cancelled.add(name)
+        self.world.engine.cancel(name)
+
+    @rule(steps=st.integers(1, 12))
+    def step(self, steps: int) -> None:
+        for _ in range(steps):
+            self.world.step()
+            self.world.scheduler.check_integrity()
+
+    @rule(failing=st.booleans())
+    def let_the_executor_fail_on_more_than_one_sequence(self, failing: bool) -> None:
+        self.world.failing = failing
+
+    @rule(seconds=st.integers(1, 40))
+    def let_time_pass(self, seconds: int) -> None:
+        self.world.now += seconds
+
+    @invariant()
+    def pages_and_queues_fit_together(self) -> None:
+        self.world.scheduler.check_integrity()
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.finish()
+
+
+TestSchedules = Schedules.TestCase
+TestSchedules.settings = settings(max_examples=3 * EXAMPLES, stateful_step_count=30)
+
+
+def test_tight_pools_preempt_and_still_answer_as_alone():
+    layout = build_layout((LayerCache(Keeps.FULL, None, 1, 4, 4), LayerCache(Keeps.SLIDING, 6, 1, 4, 4)), 2, 4)
+    world = World(layout, Limits(MAX_CONTEXT, 4, 6, 24, (11,)))
+    for number in range(12):
+        prompt = tuple((number * 31 + one * 7) % VOCABULARY for one in range(3 + number % 5))
+        world.submit(Request(id="", prompt=prompt, sampling=Sampling(max_tokens=20), priority=number % 2))
+    world.finish()
+    assert world.scheduler.statistics().preemptions > 3
+    assert Counter(told.end.reason for told in world.told.values() if told.end) == {"length": 12}
+
+
+@pytest.mark.parametrize("flaw", ["stale", "shared", "skipped"])
+def test_the_executor_shows_wrong_pages(flaw: str):
+    """The check itself is checked: each kind of damage to a table changes the answer or is a fault."""
+    layout = build_layout((LayerCache(Keeps.FULL, None, 1, 4, 4),), 2, 2)
+    world = World(layout, Limits(MAX_CONTEXT, 40, 4, 24, ()))
+    for start in (1, 50):
+        world.submit(Request(id="", prompt=tuple(range(start, start + 6)), sampling=Sampling(max_tokens=6)))
+    world.step()
+    first, second = (sequence.tables[0].ids for sequence in world.scheduler._running)
+    if flaw == "stale":
+        first[1] = world.scheduler._cache._pool.take(1)[0]  # pyright: ignore[reportOptionalSubscript]
+    elif flaw == "shared":
+        first[0] = second[0]
+    else:
+        first[0], first[1] = first[1], first[0]
+    with pytest.raises(AssertionError):
+        world.finish()
