@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,17 +57,27 @@ limits = st.builds(
     step_tokens=st.integers(1, 24),
     recompute_lengths=st.lists(st.integers(2, MAX_CONTEXT), max_size=2, unique=True).map(tuple),
 )
-tokens = st.integers(0, VOCABULARY - 1)
+
+
+def some_tokens(count: int, seed: int) -> tuple[int, ...]:
+    """Drawing each token by itself would take longer than running them."""
+    return tuple((seed * 31 + place * place * 7 + place * seed) % VOCABULARY for place in range(count))
+
+
+def token_tuples(least: int, most: int) -> st.SearchStrategy[tuple[int, ...]]:
+    return st.builds(some_tokens, st.integers(least, most), st.integers(0, VOCABULARY))
+
+
 requests = st.builds(
     Request,
     id=st.just(""),
-    prompt=st.lists(tokens, min_size=1, max_size=MAX_CONTEXT + 2).map(tuple),
-    prior=st.lists(tokens, max_size=4).map(tuple),
+    prompt=token_tuples(1, MAX_CONTEXT + 2),
+    prior=token_tuples(0, 4),
     sampling=st.builds(
         Sampling,
         max_tokens=st.integers(1, 20),
         min_tokens=st.integers(0, 3),
-        stop_tokens=st.lists(tokens, max_size=6).map(tuple),
+        stop_tokens=token_tuples(0, 6),
     ),
     priority=st.integers(0, 2),
     timeout=st.none() | st.none() | st.integers(0, 30).map(float),
@@ -108,7 +119,7 @@ class World:
 
     def submit(self, request: Request) -> None:
         name = f"request {len(self.told)}"
-        request = Request(**{**{one: getattr(request, one) for one in Request.__struct_fields__}, "id": name})
+        request = msgspec.structs.replace(request, id=name)
         self.told[name] = Told(request)
         self.engine.submit(request)
 
