@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import psutil
-from platformdirs import user_cache_path
 
 from backend.engine_settings import EngineSettings
+from backend.library.locations import cache_home, source_root
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -30,13 +29,12 @@ def engine_environment(settings: EngineSettings, inherited: Mapping[str, str]) -
     because the child starts with python's -P: a folder named `backend` in the user's working directory must
     not be imported.
     """
-    root = str(Path(__file__).resolve().parent.parent)
     threads = str(compute_threads(settings))
-    paths = [root, *(part for part in inherited.get("PYTHONPATH", "").split(os.pathsep) if part)]
+    paths = [str(source_root()), *(part for part in inherited.get("PYTHONPATH", "").split(os.pathsep) if part)]
     return {
         **inherited,
         **dict.fromkeys(THREAD_VARIABLES, threads),
-        "NUMBA_CACHE_DIR": inherited.get("NUMBA_CACHE_DIR") or str(user_cache_path("shardwise") / "numba"),
+        "NUMBA_CACHE_DIR": inherited.get("NUMBA_CACHE_DIR") or str(cache_home() / "numba"),
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
         "TOKENIZERS_PARALLELISM": "false",
     }

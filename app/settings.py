@@ -1,0 +1,180 @@
+"""ServerSettings: every option of `serve`, from the command line, the environment and a file, in this order.
+
+It is the one place that reads settings from the environment. What a value means for the engine is `planner`'s.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import platformdirs
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from backend.engine_settings import EngineSettings
+from backend.errors import SettingError, ShardwiseError
+from backend.library.files import ModelFiles
+from backend.sizes import parse_size
+
+
+def settings_file() -> Path:
+    """Where settings may stand, as `name = value` lines of TOML."""
+    return platformdirs.user_config_path("shardwise") / "settings.toml"
+
+
+def _auto(value: Any) -> Any:
+    """ "auto" is None: decided later, from the machine and the model."""
+    return None if value == "auto" else value
+
+
+def _size(value: Any) -> Any:
+    """Sizes with units; the refusal of a broken one is pydantic's to collect, so it has to be a ValueError."""
+    if not isinstance(value, str) or value == "auto":
+        return _auto(value)
+    try:
+        return parse_size(value)
+    except SettingError as error:
+        raise ValueError(error.why) from error
+
+
+def _names(value: Any) -> Any:
+    """Several names in one string, as an environment variable has them."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)]
+AutoCount = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_auto)]
+AutoSize = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_size)]
+
+
+class ServerSettings(BaseSettings):
+    """Read with `load_settings`, which turns what is wrong into SettingErrors."""
+
+    model_config = SettingsConfigDict(env_prefix="SHARDWISE_", extra="forbid", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on; beyond loopback a key is required.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="Where to compute.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Type of weights and activations; auto is bfloat16 where the device is fast at it."
+    )
+    tp: AutoCount = Field(None, description="GPUs that share each layer (tensor parallelism); auto or 1.")
+    pp: AutoCount = Field(None, description="Stages that the layers are spread over; auto or 1.")
+    weights: str = Field("model", description="Weight format; model keeps the one of the files.")
+    kv_format: str = Field("model", description="How keys and values are stored; model is the dtype.")
+    max_context: AutoCount = Field(None, description="Most tokens of one chat, prompt and answer together.")
+    max_sequences: AutoCount = Field(None, description="Most requests that are computed at the same time.")
+    kv_pool: AutoSize = Field(None, description="Memory for keys and values, such as 4GiB.")
+    step_tokens: AutoCount = Field(None, description="Most tokens computed in one step.")
+    threads: AutoCount = Field(None, description="Processor threads for computing on a CPU.")
+    require_key: bool = Field(False, description="Refuse requests without an API key, on loopback too.")
+    allowed_hosts: Names = Field((), description="Further names by which clients may reach this server.")
+    allowed_origins: Names = Field((), description="Web origins (https://host) whose pages may call this server.")
+    drain_timeout: float = Field(
+        60.0, ge=0, le=86400, description="Seconds that running answers get to finish when the server stops."
+    )
+    experts: str = Field("auto", description="How experts are spread over GPUs; only auto in this version.")
+    host_cache: str | None = Field(None, description="Host memory for cached pages; not in this version.")
+    disk_cache: str | None = Field(None, description="Disk space for cached pages; not in this version.")
+    cache_dir: str | None = Field(None, description="Folder of the disk cache; not in this version.")
+    fallback: str | None = Field(None, description="A second, smaller model; not in this version.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = TomlConfigSettingsSource(settings_cls, toml_file=settings_file())
+        return init_settings, env_settings, file
+
+    def engine(self, files: ModelFiles) -> EngineSettings:
+        """What the engine that serves `files` has to know."""
+        return EngineSettings(
+            files=files,
+            device=self.device,
+            dtype=self.dtype,
+            weights=self.weights,
+            kv_format=self.kv_format,
+            max_context=self.max_context,
+            max_sequences=self.max_sequences,
+            kv_pool=self.kv_pool,
+            step_tokens=self.step_tokens,
+            threads=self.threads,
+        )
+
+
+AVAILABLE: dict[str, tuple[object, ...]] = {
+    "tp": (None, 1),
+    "pp": (None, 1),
+    "weights": ("model",),
+    "kv_format": ("model",),
+    "experts": ("auto",),
+    "host_cache": (None,),
+    "disk_cache": (None,),
+    "cache_dir": (None,),
+    "fallback": (None,),
+}
+
+
+def load_settings(**options: Any) -> ServerSettings:
+    """The settings in force; `options` are the command line's, None where an option was not given.
+
+    Raises:
+        SettingError: for a value that is malformed, out of range or not available in this version, an unknown name
+            in the file, or a file that is no TOML.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        settings = ServerSettings(**given)
+    except ValidationError as error:
+        raise _refusal(error) from None
+    except ShardwiseError:
+        raise
+    except (ValueError, OSError) as error:
+        raise SettingError("The settings file cannot be read", f"{settings_file()}: {error}.") from None
+    for name, values in AVAILABLE.items():
+        if (value := getattr(settings, name)) not in values:
+            raise SettingError(
+                f"{option_of(name)} {value} is not available in this version",
+                f"It knows {' and '.join('auto' if known is None else str(known) for known in values)}."
+                if name not in ("host_cache", "disk_cache", "cache_dir", "fallback")
+                else "",
+                f"Leave {option_of(name)} away.",
+            )
+    return settings
+
+
+def option_of(name: str) -> str:
+    """The command line's spelling of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def describe(name: str) -> str:
+    """The sentence that says what a setting does."""
+    return ServerSettings.model_fields[name].description or ""
+
+
+def _refusal(error: ValidationError) -> SettingError:
+    """The first of pydantic's complaints, in our words."""
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0])
+    if first["type"] == "extra_forbidden":
+        return SettingError(
+            f"There is no setting named {name}", f"It stands in {settings_file()}.", "See shardwise serve --help."
+        )
+    return SettingError(
+        f"{option_of(name)} cannot be {first['input']!r}",
+        first["msg"].removeprefix("Value error, ").rstrip(".") + ".",
+        f"{describe(name)} It may also come from SHARDWISE_{name.upper()} or {settings_file()}.",
+    )
