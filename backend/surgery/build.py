@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from backend.surgery import hook, trace
+from backend.surgery import experts, hook, trace
 from backend.surgery.trace import unsupported
 
 
@@ -37,6 +37,8 @@ def _instantiate(config: PreTrainedConfig, dtype: torch.dtype, attention: str) -
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise unsupported(config, "transformers has no causal language model of this type")
     own = deepcopy(config)
+    experts.register()
+    own._experts_implementation = experts.EXPERTS
     return AutoModelForCausalLM.from_config(own, dtype=dtype, attn_implementation=attention).eval()
 
 

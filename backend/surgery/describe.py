@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from backend.planner.model_facts import ModelFacts
 from backend.surgery.build import build_for_trace
-from backend.surgery.trace import TracedLayer, trace, unsupported
+from backend.surgery.trace import Traced, trace, unsupported
 
 # Layers with a recurrent or convolutional state keep it outside K and V; none of these words names an attention module.
 _STATE_ATTRIBUTES = ("conv1d", "A_log", "dt_bias", "ssm_state_size")
@@ -23,19 +23,19 @@ def describe(config: PreTrainedConfig) -> ModelFacts:
     return trace_model(config)[0]
 
 
-def trace_model(config: PreTrainedConfig) -> tuple[ModelFacts, tuple[TracedLayer, ...]]:
-    """The model's facts, and its attention layers in the order of their slots."""
+def trace_model(config: PreTrainedConfig) -> tuple[ModelFacts, Traced]:
+    """The model's facts, and what tracing it found."""
     if getattr(config, "is_encoder_decoder", False):
         raise unsupported(config, "it is an encoder-decoder")
     model = build_for_trace(config)
     model.tie_weights()
     _refuse_state(config, model)
-    layers = trace(model)
+    traced = trace(model)
     text: Any = config.get_text_config()
     facts = ModelFacts(
         architecture=type(model).__name__,
-        layers=tuple(layer.cache for layer in layers),
-        heads=tuple(layer.heads for layer in layers),
+        layers=tuple(layer.cache for layer in traced.layers),
+        heads=tuple(layer.heads for layer in traced.layers),
         hidden=text.hidden_size,
         intermediate=_intermediate(text),
         vocabulary=text.vocab_size,
@@ -43,7 +43,7 @@ def trace_model(config: PreTrainedConfig) -> tuple[ModelFacts, tuple[TracedLayer
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         native_dtype=str(config.dtype or "float32").removeprefix("torch."),
     )
-    return facts, layers
+    return facts, traced
 
 
 def _refuse_state(config: PreTrainedConfig, model: PreTrainedModel) -> None:

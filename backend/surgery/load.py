@@ -15,7 +15,9 @@ from backend.surgery.build import build, materialize
 from backend.surgery.describe import trace_model
 from backend.surgery.gguf_weights import read_gguf
 from backend.surgery.model import ServedModel
+from backend.surgery.operate import operate
 from backend.surgery.places import Places
+from backend.surgery.rope import RopeLengths
 from backend.surgery.safetensors_weights import read_safetensors
 
 
@@ -52,10 +54,12 @@ def load_model(
         BrokenModelError: tensors are missing, unexpected, or of another shape than the config says.
     """
     config = read_config(files)
-    facts, layers = trace_model(config)
+    facts, traced = trace_model(config)
     model = build(config, dtype)
-    hook.number_slots([model.get_submodule(layer.name) for layer in layers])
+    hook.number_slots([model.get_submodule(layer.name) for layer in traced.layers])
     read = read_gguf(model, files) if files.format == "gguf" else read_safetensors(model, files)
+    lengths = RopeLengths()
+    recompute_lengths = operate(model, traced, lengths)
     materialize(model, device)
     places = Places(model, files.name)
     read(places, on_progress)
@@ -66,5 +70,6 @@ def load_model(
         dtype=dtype,
         device=device,
         weights_bytes=sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
-        recompute_lengths=(),
+        recompute_lengths=recompute_lengths,
+        lengths=lengths,
     )

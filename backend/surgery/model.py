@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from backend.planner.model_facts import ModelFacts
 from backend.surgery.context import AttentionContext
+from backend.surgery.rope import RopeLengths
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class ServedModel:
         weights_bytes: bytes that the parameters occupy.
         recompute_lengths: lengths past which a sequence's cached keys stop being right (longrope's switch from short
             to long factors): when a sequence grows past one, it is computed again from its first token.
+        lengths: where the rotary modules look for the pass's rope lengths.
     """
 
     module: nn.Module
@@ -30,6 +32,7 @@ class ServedModel:
     device: torch.device
     weights_bytes: int
     recompute_lengths: tuple[int, ...]
+    lengths: RopeLengths
 
     def forward(
         self,
@@ -43,6 +46,7 @@ class ServedModel:
 
         rope_lengths [T]: the length by which each token's length-dependent RoPE variant chooses its frequencies.
         """
+        self.lengths.lengths = rope_lengths
         with torch.inference_mode():
             out = self.module(
                 input_ids=tokens.unsqueeze(0),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterator
+
 from torch import Tensor, nn
 
 from backend.errors import BrokenModelError
+from backend.surgery.linears import ServedLinear
 
 
 class Places:
@@ -18,7 +20,7 @@ class Places:
         """`model`: materialized. `file`: what to call the checkpoint in errors."""
         self._file = file
         self._tensors = dict(_named_places(model))
-        self._filled: set[tuple[int, int, tuple[int, ...]]] = set()
+        self._filled: set[tuple[int, tuple[int, ...]]] = set()
 
     @property
     def names(self) -> frozenset[str]:
@@ -41,8 +43,9 @@ class Places:
                 f"{name} is {list(value.shape)} in the file, and {list(place.shape)} by the config.",
                 _DOWNLOAD_AGAIN,
             )
-        place.copy_(value)
-        self._filled.add(_where(place))
+        if _where(place) not in self._filled:
+            place.copy_(value)
+            self._filled.add(_where(place))
 
     def check_complete(self) -> None:
         """Raises BrokenModelError where a place has not been filled, naming up to five."""
@@ -57,10 +60,23 @@ class Places:
 _DOWNLOAD_AGAIN = "Remove the model and pull it again, or check that config.json belongs to these weights."
 
 
-def _where(tensor: Tensor) -> tuple[int, int, tuple[int, ...]]:
-    return tensor.data_ptr(), tensor.storage_offset(), tuple(tensor.shape)
+def _where(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
+    return tensor.data_ptr(), tuple(tensor.shape)
 
 
-@torch.no_grad()
-def _named_places(model: nn.Module) -> list[tuple[str, Tensor]]:
-    return [(name, tensor.detach()) for name, tensor in model.state_dict(keep_vars=True).items()]
+def _named_places(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for path, module in model.named_modules():
+        if isinstance(module, ServedLinear):
+            for part in module.parts:
+                yield f"{part.name}.weight", module.weight[part.start : part.stop]
+                if module.bias is not None:
+                    yield f"{part.name}.bias", module.bias[part.start : part.stop]
+            continue
+        stored = {name: buffer for name, buffer in module._buffers.items() if name not in _unstored(module)}
+        for name, tensor in (module._parameters | stored).items():
+            if tensor is not None:
+                yield f"{path}.{name}" if path else name, tensor
+
+
+def _unstored(module: nn.Module) -> set[str]:
+    return module._non_persistent_buffers_set

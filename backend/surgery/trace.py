@@ -6,9 +6,10 @@ attention we do not reproduce shows itself here; nothing is believed because of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,11 +34,38 @@ class TracedLayer:
     heads: int
 
 
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """What a trace found. `shared_inputs`: names of linear layers that were called with one and the same tensor."""
+
+    layers: tuple[TracedLayer, ...]
+    shared_inputs: tuple[tuple[str, ...], ...]
+
+
 @dataclass(slots=True)
 class _Recorder:
     """What the trace's attention function writes down; handed through the model as the argument `recorder`."""
 
     calls: list[tuple[nn.Module, Tensor, Tensor, Tensor, Any, dict[str, Any]]] = field(default_factory=list)
+    inputs: list[tuple[str, Tensor]] = field(default_factory=list)
+
+    def watch(self, model: nn.Module) -> None:
+        """Notes from now on which tensor each linear layer is called with."""
+        for name, module in model.named_modules():
+            if type(module) is nn.Linear:
+                module.register_forward_pre_hook(partial(self._note, name))
+
+    def _note(self, name: str, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if arguments:
+            self.inputs.append((name, arguments[0]))
+
+    def shared_inputs(self) -> tuple[tuple[str, ...], ...]:
+        called = Counter(name for name, _ in self.inputs)
+        groups: dict[int, list[str]] = {}
+        for name, tensor in self.inputs:  # the tensors are kept, so their ids stay theirs
+            if called[name] == 1:
+                groups.setdefault(id(tensor), []).append(name)
+        return tuple(tuple(names) for names in groups.values() if len(names) > 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +99,14 @@ def _record(
     return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
 
 
-def trace(model: PreTrainedModel) -> tuple[TracedLayer, ...]:
-    """The attention layers of a model whose tensors are all on meta, in the order in which they are called.
+def trace(model: PreTrainedModel) -> Traced:
+    """Runs a model whose tensors are all on meta; its attention layers are numbered in the order of their calls.
 
     Raises:
         UnsupportedModelError: attention that we would not reproduce; the reason names what is odd.
     """
     recorder = _Recorder()
+    recorder.watch(model)
     tokens = torch.zeros(1, _TRACE_TOKENS, dtype=torch.long, device="meta")
     arguments = {"attention_mask": torch.ones_like(tokens), "use_cache": False, "recorder": recorder}
     config = model.config
@@ -92,7 +121,7 @@ def trace(model: PreTrainedModel) -> tuple[TracedLayer, ...]:
         raise unsupported(config, "no layer of it computes attention through transformers' attention interface")
     if len({layer.name for layer in layers}) != len(layers):
         raise unsupported(config, "one of its attention modules runs more than once in a pass")
-    return layers
+    return Traced(layers, recorder.shared_inputs())
 
 
 def unsupported(config: PreTrainedConfig, why: str) -> UnsupportedModelError:
@@ -125,7 +154,7 @@ def _layer(config: PreTrainedConfig, name: str, call: tuple[Any, ...]) -> Traced
 
 def _matters(given: object) -> bool:
     """Whether an extra argument could change attention: tensors and numbers may, flags that are off do not."""
-    return not (given is False or given == () or given == {})
+    return not (given is None or given is False or (isinstance(given, tuple | dict) and not given))
 
 
 def _window(config: PreTrainedConfig, name: str, mask: Any) -> int | None:
@@ -155,14 +184,3 @@ def _visible(function: _MaskFunction, query: int, length: int) -> Tensor:
     keys = torch.arange(length, device="cpu")
     seen = function(0, 0, torch.full_like(keys, query), keys)  # pyright: ignore[reportArgumentType]
     return torch.nonzero(seen.cpu()).flatten()
-
-
-@contextmanager
-def implementation(config: PreTrainedConfig, attention: str) -> Iterator[None]:
-    """Sets the attention implementation of a config for the length of a block."""
-    before = config._attn_implementation
-    config._attn_implementation = attention
-    try:
-        yield
-    finally:
-        config._attn_implementation = before

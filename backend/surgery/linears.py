@@ -1,0 +1,123 @@
+"""ServedLinear, the one class behind every replaced linear layer, and how several of them become one product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+LinearKernel = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows [start, stop) of a ServedLinear, and the layer they were before surgery, as checkpoints name it."""
+
+    name: str
+    start: int
+    stop: int
+
+
+class ServedLinear(nn.Module):
+    """A linear layer, or several over one input stacked by rows, computed by one exchangeable kernel.
+
+    Attributes:
+        weight: [out, in]; bias: [out] or None.
+        parts: the layers it stands for; checkpoints are read into their rows.
+        kernel: maps [..., in] to [..., out]. Plain until `finalize` puts a packed one in its place, which may then
+            drop `weight`.
+    """
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, parts: tuple[Part, ...]) -> None:
+        super().__init__()
+        self.weight, self.bias, self.parts = weight, bias, parts
+        self.kernel: LinearKernel = self.multiply
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """The plain product, over `weight` as it is now."""
+        return functional.linear(x, self.weight, self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.kernel(x)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{part.name}: {part.stop - part.start}" for part in self.parts)
+
+
+class SharedProduct:
+    """Computes one ServedLinear for several layers that are called apart with the same input, in any order."""
+
+    def __init__(self, linear: ServedLinear) -> None:
+        self._linear = linear
+        self._input: Tensor | None = None
+        self._product: Tensor | None = None
+        self._taken = 0
+
+    def take(self, x: Tensor, part: Part) -> Tensor:
+        """The part's columns of the product with `x`; computed when `x` is new, dropped when every part was taken."""
+        if self._product is None or self._input is not x:
+            self._input, self._product, self._taken = x, self._linear(x), 0
+        rows = self._product[..., part.start : part.stop]
+        self._taken += 1
+        if self._taken == len(self._linear.parts):
+            self._input = self._product = None
+        return rows
+
+
+class PartLinear(nn.Module):
+    """Stands where one of the merged layers stood, and answers with its share of the product."""
+
+    def __init__(self, product: SharedProduct, part: Part) -> None:
+        super().__init__()
+        self._product, self._part = product, part
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._product.take(x, self._part)
+
+
+def serve(linear: nn.Linear, name: str) -> ServedLinear:
+    """The ServedLinear for one layer; it keeps the layer's very parameters, so tied ones stay tied."""
+    return ServedLinear(linear.weight, linear.bias, (Part(name, 0, linear.out_features),))
+
+
+def merge(linears: list[nn.Linear], names: list[str]) -> ServedLinear:
+    """One ServedLinear for several layers over one input, stacked in the given order; parameters on meta, empty."""
+    parts, start = [], 0
+    for linear, name in zip(linears, names, strict=True):
+        parts.append(Part(name, start, start + linear.out_features))
+        start += linear.out_features
+    first = linears[0]
+    weight = first.weight.new_empty(start, first.in_features)
+    bias = None if first.bias is None else nn.Parameter(first.bias.new_empty(start), requires_grad=False)
+    return ServedLinear(nn.Parameter(weight, requires_grad=False), bias, tuple(parts))
+
+
+def mergeable(linears: list[nn.Linear]) -> bool:
+    """Whether the layers are plain, over inputs of one size, and all with or all without bias."""
+    alike = {(linear.in_features, linear.bias is None, linear.weight.dtype) for linear in linears}
+    return len(linears) > 1 and len(alike) == 1 and all(type(linear) is nn.Linear for linear in linears)
+
+
+def served_linears(model: nn.Module) -> Iterator[tuple[str, ServedLinear]]:
+    """Every ServedLinear of a model with its path."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, ServedLinear))
+
+
+@torch.no_grad()
+def finalize(model: nn.Module, pack: Callable[[ServedLinear], LinearKernel | None]) -> None:
+    """After loading: lets `pack` choose each layer's kernel; None keeps the plain product."""
+    for _, linear in served_linears(model):
+        kernel = pack(linear)
+        if kernel is not None:
+            linear.kernel = kernel
