@@ -43,8 +43,8 @@ def plan_engine(settings: EngineSettings) -> Plan:
 
 def _planned(settings: EngineSettings) -> tuple[ModelFacts, Plan]:
     # Both load torch and transformers, which the modules that only name this one need not pay for.
-    from backend.surgery.config import read_config
     from backend.surgery.describe import describe
+    from backend.surgery.load import read_config
 
     check(settings.files)
     facts = describe(read_config(settings.files))
