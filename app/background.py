@@ -67,7 +67,7 @@ def log_folder() -> Path:
 
 def log_of(url: str) -> Path:
     """Where a server in the background at this URL logs to."""
-    return log_folder() / f"server-{url.rsplit(':', 1)[-1].strip('/')}.log"
+    return log_folder() / f"background-{url.rsplit(':', 1)[-1].strip('/')}.log"
 
 
 def running_servers() -> tuple[ServerRecord, ...]:

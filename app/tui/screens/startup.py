@@ -1,0 +1,154 @@
+"""StartupScreen: follows a model from its download to the first answer it can give, stage by stage."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from time import perf_counter
+
+from textual import work
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import Vertical
+from textual.message import Message
+from textual.screen import Screen
+from textual.widgets import Footer, Static
+
+from app import background
+from app.background import StartedServer
+from app.client import Health, ShardwiseClient
+from app.text_safety import clean_line
+from app.tui.daemon_thread import in_daemon_thread
+from app.tui.dependencies import Dependencies
+from app.tui.widgets.stage_list import StageList
+from backend.engine_client import StageTime
+from backend.errors import ShardwiseError
+
+DRAW_SECONDS = 0.1
+
+
+class _GivenUp(Exception):
+    """Raised inside the library's progress callback, to end a download that nobody wants any more."""
+
+
+class StartupScreen(Screen[None]):
+    """Fetches and starts `model`, or, where `url` is given, follows a server that is starting already."""
+
+    DEFAULT_CSS = """
+    StartupScreen {
+        align: center middle;
+        & > Vertical {
+            width: 90%;
+            max-width: 90;
+            height: auto;
+            padding: 1 2;
+            border: round $border;
+            background: $surface;
+        }
+        .title { text-style: bold; margin: 0 0 1 0; }
+    }
+    """
+    BINDINGS = [Binding("escape", "cancel", "Cancel", id="startup.cancel", tooltip="Stop, and choose a model")]
+    HELP = """
+# Starting
+
+Four stages: the model is downloaded (a download that is cancelled goes on later where it stopped), its files are
+read, loaded into the engine, and the engine warms up. `F9` shows the server's log; `escape` cancels.
+"""
+
+    class Ready(Message):
+        """The server at `url` answers requests."""
+
+        def __init__(self, url: str, model: str) -> None:
+            super().__init__()
+            self.url, self.model = url, model
+
+    class Failed(Message):
+        """It did not work out."""
+
+        def __init__(self, error: ShardwiseError, model: str) -> None:
+            super().__init__()
+            self.error, self.model = error, model
+
+    class Cancelled(Message):
+        """The user does not want to wait."""
+
+    def __init__(
+        self,
+        dependencies: Dependencies,
+        make_client: Callable[[str], ShardwiseClient],
+        model: str,
+        url: str | None = None,
+    ) -> None:
+        super().__init__()
+        self._dependencies = dependencies
+        self._make_client = make_client
+        self.model = model
+        self.url = url
+        self.started: StartedServer | None = None
+        self._given_up = threading.Event()
+
+    def compose(self) -> ComposeResult:
+        with Vertical():
+            yield Static(f"Starting {clean_line(self.model, 80)}", classes="title", markup=False)
+            yield StageList()
+        yield Footer(compact=True)
+
+    def on_mount(self) -> None:
+        self._run()
+
+    @work(exclusive=True, group="startup")
+    async def _run(self) -> None:
+        try:
+            if self.url is None:
+                await self._fetch()
+                self.started = self._dependencies.start(self.model)
+                self.url = self.started.url
+            await self._follow(self.url)
+        except _GivenUp:
+            return
+        except ShardwiseError as error:
+            self.post_message(self.Failed(error, self.model))
+            return
+        self.post_message(self.Ready(self.url, self.model))
+
+    async def _fetch(self) -> None:
+        begin = perf_counter()
+        seen = (0, 0)
+
+        def report(done: int, total: int) -> None:
+            """Called in the library's thread, as often as it likes."""
+            nonlocal seen
+            if self._given_up.is_set():
+                raise _GivenUp
+            seen = (done, total)
+
+        async def draw(finished: bool = False) -> None:
+            stage = StageTime("download", perf_counter() - begin, *seen, finished)
+            await self.query_one(StageList).show(stage)
+
+        drawing = self.set_interval(DRAW_SECONDS, draw)
+        try:
+            await in_daemon_thread(lambda: self._dependencies.fetch(self.model, report))
+        finally:
+            drawing.stop()
+        await draw(finished=True)
+
+    async def _follow(self, url: str) -> None:
+        client = self._make_client(url)
+        try:
+            async for health in background.follow_start(client, self.started):
+                await self._show_health(health)
+        finally:
+            await client.aclose()
+
+    async def _show_health(self, health: Health) -> None:
+        stages = self.query_one(StageList)
+        for engine in health.engines:
+            for stage in engine.stages:
+                await stages.show(stage)
+
+    def action_cancel(self) -> None:
+        self._given_up.set()
+        self.workers.cancel_node(self)
+        self.post_message(self.Cancelled())
