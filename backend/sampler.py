@@ -66,17 +66,13 @@ class Sampler:
         for start in range(0, len(special), self._block_rows):
             rows = special[start : start + self._block_rows]
             block = logits[torch.tensor(rows, device=logits.device)]  # a copy: [rows, vocabulary]
-            for row, choice in zip(
-                rows, self._sample_block(block, [tasks[row] for row in rows]), strict=True
-            ):
+            for row, choice in zip(rows, self._sample_block(block, [tasks[row] for row in rows]), strict=True):
                 sampled[row] = choice
         return sampled
 
     def _largest(self, logits: Tensor) -> list[int | None]:
         """The first largest logit of each row; None where it is not finite (NaN counts as the largest)."""
-        if (
-            self._on_cpu
-        ):  # numpy's argmax is vectorised where torch's is not: 50 against 400 us for 16 x 49152
+        if self._on_cpu:  # numpy's argmax is vectorised where torch's is not: 50 against 400 us for 16 x 49152
             array = logits.numpy()
             tokens = array.argmax(axis=1)
             values = array[np.arange(len(tokens)), tokens].tolist()
@@ -92,13 +88,9 @@ class Sampler:
             if needs_edits(task):
                 edit(row, task)
         tokens = self._largest(block)
-        random = [
-            row for row, task in enumerate(tasks) if tokens[row] is not None and not task.sampling.greedy
-        ]
+        random = [row for row, task in enumerate(tasks) if tokens[row] is not None and not task.sampling.greedy]
         if random:
-            drawn = _draw(
-                block[random] if len(random) < len(tasks) else block, [tasks[row] for row in random]
-            )
+            drawn = _draw(block[random] if len(random) < len(tasks) else block, [tasks[row] for row in random])
             for row, token in zip(random, drawn, strict=True):
                 tokens[row] = token
         return [

@@ -62,9 +62,7 @@ def read_gpus(timeout: float = _TIMEOUT, command: tuple[str, ...] = ()) -> GpuRe
             return GpuReading()
         # By path and without the current folder in front: a person's own folder may have a package `backend`.
         command = (sys.executable, "-P", __file__)
-    asking = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    asking = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         output, errors = asking.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

@@ -120,15 +120,15 @@ def _check(settings: EngineSettings, facts: ModelFacts, machine: Machine) -> Non
                 f"Use {option} model.",
             )
     counts = (
-        ("--max-context", settings.max_context),
-        ("--max-sequences", settings.max_sequences),
-        ("--kv-pool", settings.kv_pool),
-        ("--step-tokens", settings.step_tokens),
-        ("--threads", settings.threads),
+        ("--max-context", settings.max_context, 2),
+        ("--max-sequences", settings.max_sequences, 1),
+        ("--kv-pool", settings.kv_pool, 1),
+        ("--step-tokens", settings.step_tokens, 1),
+        ("--threads", settings.threads, 1),
     )
-    for option, count in counts:
-        if count is not None and count < 1:
-            raise SettingError(f"{option} {count} is too small.", "It must be at least 1.")
+    for option, count, least in counts:
+        if count is not None and count < least:
+            raise SettingError(f"{option} {count} is too small.", f"It must be at least {least}.")
     if settings.max_context is not None and settings.max_context > facts.max_positions:
         raise SettingError(
             f"--max-context {settings.max_context} is more than the model can do.",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from backend.planner.model_facts import ModelFacts
-from kvcache.layout import CacheLayout, Keeps
+from kvcache.layout import CacheLayout
+from kvcache.page_table import PageTable
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -30,10 +31,7 @@ def activation_bytes(facts: ModelFacts, dtype: str, step_tokens: int, max_sequen
     dtype and in float32. Then the sampler's temporaries, a row at a time on CPU.
     """
     query = max(
-        (
-            heads * (layer.key_size + layer.value_size)
-            for heads, layer in zip(facts.heads, facts.layers, strict=True)
-        ),
+        (heads * (layer.key_size + layer.value_size) for heads, layer in zip(facts.heads, facts.layers, strict=True)),
         default=0,
     )
     element = ELEMENT_BYTES[dtype]
@@ -44,18 +42,8 @@ def activation_bytes(facts: ModelFacts, dtype: str, step_tokens: int, max_sequen
 
 
 def pages_of_context(layout: CacheLayout, tokens: int, step_tokens: int) -> int:
-    """Pages that one sequence of `tokens` positions holds at most, over all groups.
-
-    A group with a window holds the window before a step's first token and the step's own tokens, which begin
-    and end anywhere in a page; it never holds more than the whole sequence.
-    """
-    pages = 0
-    for group in layout.groups:
-        whole = -(-tokens // group.page_tokens)
-        if group.keeps is Keeps.SLIDING and group.window is not None:
-            whole = min(whole, -(-(group.window + step_tokens) // group.page_tokens) + 1)
-        pages += whole
-    return pages
+    """Most pages that one sequence of `tokens` positions holds at once, over all groups, as the cache counts them."""
+    return sum(PageTable(group.page_tokens, group.window).most_pages(tokens, step_tokens) for group in layout.groups)
 
 
 def context_of_pages(layout: CacheLayout, pages: int, step_tokens: int, limit: int) -> int:

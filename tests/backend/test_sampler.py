@@ -181,9 +181,7 @@ def test_filters_keep_what_the_warpers_of_transformers_keep(filters: dict[str, A
     draws = 1500
     tasks = [task(temperature=0.9, seed=seed, **filters) for seed in range(draws)]
     counts = Counter(tokens_of(logits.expand(draws, 60).contiguous(), *tasks))
-    assert {token for token in counts if token is not None} <= set(
-        scores.isfinite()[0].nonzero().flatten().tolist()
-    )
+    assert {token for token in counts if token is not None} <= set(scores.isfinite()[0].nonzero().flatten().tolist())
     _assert_distributed(counts, torch.softmax(scores[0].double(), dim=0).numpy(), draws)
 
 
@@ -198,9 +196,7 @@ def test_draws_follow_the_distribution() -> None:
 def _assert_distributed(counts: Counter[int | None], expected: np.ndarray, draws: int) -> None:
     """Chi-square against the expected shares, rare tokens pooled; fixed seeds make the outcome fixed."""
     likely = [token for token in range(len(expected)) if expected[token] * draws >= 10]
-    observed = np.array(
-        [counts[token] for token in likely] + [draws - sum(counts[token] for token in likely)]
-    )
+    observed = np.array([counts[token] for token in likely] + [draws - sum(counts[token] for token in likely)])
     share = np.append(expected[likely], max(1.0 - expected[likely].sum(), 1e-9)) * draws
     statistic = float((((observed - share) ** 2) / np.maximum(share, 1.0)).sum())
     degrees = len(likely)
@@ -211,8 +207,7 @@ def test_draws_depend_on_seed_and_index_only() -> None:
     logits = random_logits(1, 500, scale=1.0)
     first = [tokens_of(logits, task(temperature=1.0, seed=5, output=(1,) * index)) for index in range(30)]
     again = [
-        tokens_of(logits, task(temperature=1.0, seed=5, prompt=(3, 4), output=(2,) * index))
-        for index in range(30)
+        tokens_of(logits, task(temperature=1.0, seed=5, prompt=(3, 4), output=(2,) * index)) for index in range(30)
     ]
     other = [tokens_of(logits, task(temperature=1.0, seed=6, output=(1,) * index)) for index in range(30)]
     assert first == again
@@ -223,9 +218,7 @@ def test_draws_depend_on_seed_and_index_only() -> None:
 def test_flat_and_peaked_distributions_are_drawn_from_below_every_cut() -> None:
     peaked = torch.full((1, 1000), -18.0)  # 50 likeliest tokens reach far below the first cut
     peaked[0, 3] = 0.0
-    choices = {
-        tokens_of(peaked, task(temperature=1.0, top_k=50, min_p=1e-12, seed=seed))[0] for seed in range(20)
-    }
+    choices = {tokens_of(peaked, task(temperature=1.0, top_k=50, min_p=1e-12, seed=seed))[0] for seed in range(20)}
     assert choices == {3}
     flat = torch.zeros(1, 1000)
     drawn = {tokens_of(flat, task(temperature=2.0, seed=seed))[0] for seed in range(300)}
@@ -259,9 +252,7 @@ def test_the_greedy_path_costs_little() -> None:
         begin = time.perf_counter()
         sampler.sample(logits, tasks)
         best = min(best, time.perf_counter() - begin)
-    assert (
-        best < 0.002
-    )  # 0.1 ms on the machine this was written on; torch's own argmax alone takes 1 ms there
+    assert best < 0.002  # 0.1 ms on the machine this was written on; torch's own argmax alone takes 1 ms there
 
 
 def test_a_mismatch_of_rows_and_tasks_is_a_bug_that_shows() -> None:

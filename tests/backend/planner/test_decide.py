@@ -16,6 +16,7 @@ from backend.planner import memory
 from backend.planner.decide import decide
 from backend.planner.model_facts import ModelFacts
 from backend.planner.plan import Plan
+from kvcache.cache_manager import CacheManager
 from kvcache.layout import Keeps, LayerCache, build_layout
 from tests.fakes.machines import GIB, cpu_machine, gpu, gpu_machine
 
@@ -100,7 +101,7 @@ def test_the_gpu_with_the_most_free_memory_computes() -> None:
         ({"kv_format": "fp8"}, "--kv-format fp8"),
         ({"device": "cuda"}, "NVIDIA GPU"),
         ({"max_context": 8193}, "8192 positions"),
-        ({"max_context": 0}, "--max-context 0"),
+        ({"max_context": 1}, "--max-context 1"),
         ({"kv_pool": -5}, "--kv-pool -5"),
         ({"threads": 3}, "--threads 3"),
         ({"max_sequences": 20, "step_tokens": 10}, "--step-tokens 10"),
@@ -155,7 +156,7 @@ def test_the_weights_that_were_measured_count() -> None:
 def test_a_window_needs_fewer_pages_than_the_whole_sequence() -> None:
     layout = build_layout((FULL, SLIDING), 2, 16)
     assert memory.pages_of_context(layout, 64, 512) == 2 * 4
-    assert memory.pages_of_context(layout, 8192, 512) == 512 + (128 + 512) // 16 + 1
+    assert memory.pages_of_context(layout, 8192, 512) == 512 + (127 + 512 + 14) // 16 + 1
 
 
 @given(st.integers(0, 3000), st.integers(1, 600), st.sampled_from(sorted(MODELS)))
@@ -171,7 +172,7 @@ CHOICES = st.fixed_dictionaries(
     optional={
         "device": st.sampled_from(["auto", "auto", "cuda", "cpu"]),
         "dtype": st.sampled_from(["auto", "float32", "bfloat16", "float16"]),
-        "max_context": st.integers(1, 8192),
+        "max_context": st.integers(2, 8192),
         "max_sequences": st.integers(1, 300),
         "kv_pool": st.integers(1, 8 * GIB),
         "step_tokens": st.integers(200, 9000),
@@ -212,7 +213,7 @@ def test_plans_keep_their_promises(options: dict[str, Any], name: str, cuda: boo
         assert total(plan) <= 0.9 * free
     assert {term.name: term.bytes for term in plan.ranks[0].memory}["kv"] == plan.pages * plan.page_bytes
     layout = build_layout(facts.layers, memory.ELEMENT_BYTES[plan.dtype], 16)
-    assert memory.pages_of_context(layout, plan.max_context, plan.step_tokens) <= plan.pages
+    assert CacheManager(layout, plan.pages).most_pages(plan.max_context, plan.step_tokens) <= plan.pages
     assert plan.max_sequences <= plan.step_tokens
     richer = plan_of(machine(free + more), facts, **options)  # raises where more memory would not fit
     assert richer.pages >= plan.pages
