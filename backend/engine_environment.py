@@ -5,20 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-import psutil
-
 from backend.engine_settings import EngineSettings
+from backend.hardware.cpu import read_cpu
 from backend.library.locations import cache_home, source_root
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
-def compute_threads(settings: EngineSettings) -> int:
-    """Threads for compute on a CPU device: as set, else one per physical core this process may use."""
-    if settings.threads is not None:
-        return settings.threads
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
+def most_threads(settings: EngineSettings) -> int:
+    """Threads that the libraries may start: as set, else one per physical core; the Plan may choose fewer."""
+    return settings.threads if settings.threads is not None else read_cpu().cores
 
 
 def engine_environment(settings: EngineSettings, inherited: Mapping[str, str]) -> dict[str, str]:
@@ -29,7 +25,7 @@ def engine_environment(settings: EngineSettings, inherited: Mapping[str, str]) -
     because the child starts with python's -P: a folder named `backend` in the user's working directory must
     not be imported.
     """
-    threads = str(compute_threads(settings))
+    threads = str(most_threads(settings))
     paths = [str(source_root()), *(part for part in inherited.get("PYTHONPATH", "").split(os.pathsep) if part)]
     return {
         **inherited,
