@@ -1,0 +1,1 @@
+"""The endpoint's routes, one module a family."""

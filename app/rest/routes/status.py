@@ -1,0 +1,75 @@
+"""`/health`, `/version` and `/metrics`."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from msgspec import json
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from app.rest.context import RestContext
+from backend.engine_client import EngineStatus
+
+# The worst state of the main engine's and the others' is not the server's: it serves while the main one does.
+_KNOWN_STATES = ("starting", "ready", "restarting", "draining", "failed")
+
+
+def status_router(context: RestContext) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/health", response_class=Response)
+    async def health(request: Request) -> Response:
+        """200 while requests are served, else 503; the body says what the engines do."""
+        own = _on_loopback(request)
+        engines = [_engine(served.engine.status(), own) for _, served in context.models]
+        status = engines[0]["state"] if engines else "failed"
+        body = {"status": status, "engines": engines}
+        return Response(json.encode(body), 200 if status == "ready" else 503, media_type="application/json")
+
+    @router.get("/version")
+    async def version() -> dict[str, str]:
+        """This server's version."""
+        return {"version": context.version}
+
+    @router.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        """Counters and histograms in Prometheus' text format."""
+        return Response(context.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    return router
+
+
+def _on_loopback(request: Request) -> bool:
+    try:
+        return request.client is not None and ipaddress.ip_address(request.client.host).is_loopback
+    except ValueError:
+        return False
+
+
+def _engine(status: EngineStatus, own: bool) -> dict[str, Any]:
+    """One engine; process ids only for callers on this machine."""
+    ranks = [
+        {
+            "rank": rank.rank,
+            **({"pid": rank.pid} if own else {}),
+            "device": rank.device,
+            "state": rank.state,
+            "weights_bytes": rank.weights_bytes,
+        }
+        for rank in status.ranks
+    ]
+    stages = [
+        {"stage": s.stage, "seconds": s.seconds, "done": s.done, "total": s.total, "finished": s.finished}
+        for s in status.stages
+    ]
+    return {
+        "model": status.model,
+        "state": status.state,
+        **({"pid": status.pid} if own else {}),
+        "ranks": ranks,
+        "stages": stages,
+        "restarts": status.restarts,
+        "error": status.error,
+    }

@@ -1,0 +1,68 @@
+"""create_app: puts the endpoint together from its routes and doors. Engines, keys and settings are given to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from app.keys import KeyStore
+from app.rest.auth import DoorMiddleware
+from app.rest.context import RestContext
+from app.rest.errors import install
+from app.rest.limits import LimitMiddleware
+from app.rest.metrics import RestMetrics
+from app.rest.routes.chat import chat_router
+from app.rest.routes.completions import completions_router
+from app.rest.routes.models import models_router
+from app.rest.routes.status import status_router
+from app.rest.routes.tokenize import tokenize_router
+from app.rest.served import ServedEngine, ServedModels
+from app.rest.settings import RestSettings
+
+
+def create_app(engines: Mapping[str, ServedEngine], keys: KeyStore, settings: RestSettings | None = None) -> FastAPI:
+    """The endpoint over engines by model name, the main one first.
+
+    The engines are started, drained and stopped by the caller.
+    """
+    settings = settings or RestSettings()
+    app = FastAPI(
+        title="shardwise",
+        version=_version(),
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        # One shape of error, ours; FastAPI's own would be wrong in the description.
+        responses={400: {"description": "The request is refused; the body has OpenAI's error shape."}},
+    )
+    models = ServedModels(engines)
+    metrics = RestMetrics({name: served.engine for name, served in models})
+    context = RestContext(models, metrics, settings, _version())
+    for make in (chat_router, completions_router, models_router, tokenize_router, status_router):
+        app.include_router(make(context))
+    install(app)
+    _guard(app, keys, settings)
+    return app
+
+
+def _guard(app: FastAPI, keys: KeyStore, settings: RestSettings) -> None:
+    """Outermost the doors, which look at nothing but path and headers; then the limits on what comes in."""
+
+    def limits(inner: ASGIApp) -> ASGIApp:
+        return LimitMiddleware(inner, settings)
+
+    def doors(inner: ASGIApp) -> ASGIApp:
+        return DoorMiddleware(inner, keys, settings)
+
+    app.add_middleware(limits)
+    app.add_middleware(doors)
+
+
+def _version() -> str:
+    try:
+        return version("shardwise")
+    except PackageNotFoundError:
+        return "0"
