@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from backend.surgery import experts, hook, trace
-from backend.surgery.trace import unsupported
+from backend.surgery.refusal import unsupported
 
 
 @contextmanager

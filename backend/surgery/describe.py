@@ -8,7 +8,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from backend.planner.model_facts import ModelFacts
 from backend.surgery.build import build_for_trace
-from backend.surgery.trace import Traced, trace, unsupported
+from backend.surgery.refusal import unsupported
+from backend.surgery.rope import RopeLengths, replace_rope
+from backend.surgery.trace import Traced, trace
 
 # Layers with a recurrent or convolutional state keep it outside K and V; none of these words names an attention module.
 _STATE_ATTRIBUTES = ("conv1d", "A_log", "dt_bias", "ssm_state_size")
@@ -30,7 +32,9 @@ def trace_model(config: PreTrainedConfig) -> tuple[ModelFacts, Traced]:
     model = build_for_trace(config)
     model.tie_weights()
     _refuse_state(config, model)
-    traced = trace(model)
+    lengths = RopeLengths()
+    replace_rope(model, config, lengths)
+    traced = trace(model, lengths)
     text: Any = config.get_text_config()
     facts = ModelFacts(
         architecture=type(model).__name__,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from backend.surgery.trace import unsupported
+from backend.surgery.refusal import unsupported
 
 _BY_LENGTH = ("dynamic", "longrope")
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
-from backend.errors import UnsupportedModelError
+from backend.surgery.refusal import unsupported
+from backend.surgery.rope import RopeLengths
 from kvcache.layout import Keeps, LayerCache
 
 TRACE = "shardwise-trace"
@@ -99,7 +100,7 @@ def _record(
     return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
 
 
-def trace(model: PreTrainedModel) -> Traced:
+def trace(model: PreTrainedModel, lengths: RopeLengths) -> Traced:
     """Runs a model whose tensors are all on meta; its attention layers are numbered in the order of their calls.
 
     Raises:
@@ -109,6 +110,7 @@ def trace(model: PreTrainedModel) -> Traced:
     recorder.watch(model)
     tokens = torch.zeros(1, _TRACE_TOKENS, dtype=torch.long, device="meta")
     arguments = {"attention_mask": torch.ones_like(tokens), "use_cache": False, "recorder": recorder}
+    lengths.lengths = tokens[0]
     config = model.config
     try:
         with torch.device("meta"), torch.no_grad():
@@ -122,15 +124,6 @@ def trace(model: PreTrainedModel) -> Traced:
     if len({layer.name for layer in layers}) != len(layers):
         raise unsupported(config, "one of its attention modules runs more than once in a pass")
     return Traced(layers, recorder.shared_inputs())
-
-
-def unsupported(config: PreTrainedConfig, why: str) -> UnsupportedModelError:
-    """The error for a model that is refused by name."""
-    return UnsupportedModelError(
-        f"Models of type {config.model_type} are not served yet.",
-        f"What stands in the way: {why}.",
-        "Choose a model whose layers all use plain causal or sliding-window attention, such as Llama, Qwen or Mistral.",
-    )
 
 
 def _layer(config: PreTrainedConfig, name: str, call: tuple[Any, ...]) -> TracedLayer:

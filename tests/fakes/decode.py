@@ -1,0 +1,53 @@
+"""Greedy decoding of several prompts in one flat batch over a ServedModel, with chunked prefill, as the runner does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from backend.surgery.model import ServedModel
+from tests.fakes.attention_context import PlainAttentionContext, SequenceCache
+
+
+@dataclass
+class _Progress:
+    prompt: list[int]
+    tokens: list[int]
+    computed: int = 0
+    cache: SequenceCache = field(default_factory=SequenceCache)
+
+
+def decode(
+    model: ServedModel, prompts: list[list[int]], count: int, *, chunk: int, zeroed_slot: int | None = None
+) -> list[list[int]]:
+    """`count` greedy tokens per prompt. At most `chunk` tokens of a sequence are computed in a pass."""
+    running = [_Progress(list(prompt), list(prompt)) for prompt in prompts]
+    while any(len(one.tokens) < len(one.prompt) + count for one in running):
+        live = [one for one in running if len(one.tokens) < len(one.prompt) + count]
+        _step(model, live, chunk, zeroed_slot)
+    return [one.tokens[len(one.prompt) :] for one in running]
+
+
+def _step(model: ServedModel, live: list[_Progress], chunk: int, zeroed_slot: int | None) -> None:
+    parts, tokens, positions, lengths, rows, sampled = [], [], [], [], [], []
+    for one in live:
+        if any(one.computed == limit and len(one.tokens) > limit for limit in model.recompute_lengths):
+            one.computed, one.cache = 0, SequenceCache()
+        taken = one.tokens[one.computed : one.computed + chunk]
+        parts.append((one.cache, one.computed, len(taken)))
+        tokens += taken
+        positions += range(one.computed, one.computed + len(taken))
+        lengths += [len(one.tokens)] * len(taken)
+        one.computed += len(taken)
+        if one.computed == len(one.tokens):
+            rows.append(len(tokens) - 1)
+            sampled.append(one)
+    context = PlainAttentionContext(model.facts, parts)
+    context.zeroed_slot = zeroed_slot
+    logits = model.forward(
+        torch.tensor(tokens), torch.tensor(positions), torch.tensor(lengths), torch.tensor(rows), context
+    )
+    assert context.slots_called == list(range(len(model.facts.layers)))
+    for one, row in zip(sampled, logits, strict=True):
+        one.tokens.append(int(row.argmax()))
