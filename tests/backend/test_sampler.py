@@ -94,7 +94,7 @@ def test_blocks_of_rows_choose_like_single_rows() -> None:
     logits = random_logits(9, 2000)
     tasks = [task(temperature=0.5 + row / 10, top_p=0.95, seed=row, logprobs=row % 3) for row in range(9)]
     single, blocks = Sampler(2000, CPU), Sampler(2000, CPU)
-    blocks._block_rows = 4  # what a GPU does
+    blocks._block_rows, blocks._on_cpu = 4, False  # what a GPU does
     assert blocks.sample(logits, tasks) == single.sample(logits, tasks)
 
 
