@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import settings
+
+from backend.library.files import ModelFiles
+from backend.library.resolve import pull
 
 settings.register_profile("repeatable", max_examples=100, derandomize=True, deadline=None, database=None)
 settings.register_profile("long", max_examples=3000, derandomize=False, deadline=None)
 settings.load_profile(os.environ.get("SHARDWISE_TEST_PROFILE", "repeatable"))
+
+
+@pytest.fixture(scope="session")
+def starter() -> ModelFiles:
+    """The starter model in the user's own cache, so that a machine downloads it once."""
+    return pull("starter", lambda done, total: None)

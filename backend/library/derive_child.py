@@ -37,7 +37,8 @@ def _derive_gguf(folder: Path, target: Path) -> None:
     if isinstance(architecture, str):
         config.architectures = [architecture]
     # Quantized tensors have no dtype of their own; the models behind them are trained in bfloat16.
-    config.dtype = {0: "float32", 1: "float16"}.get(fields.get("general.file_type"), "bfloat16")
+    stored = fields.get("general.file_type")
+    config.dtype = "float32" if stored == 0 else "float16" if stored == 1 else "bfloat16"
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file="model.gguf")
     config.save_pretrained(target)
     tokenizer.save_pretrained(target)
@@ -80,7 +81,8 @@ def _finish_tokenizer(target: Path, fields: dict[str, object]) -> None:
         path.write_text(json.dumps(tokenizer, ensure_ascii=False))
     path = target / "tokenizer_config.json"
     settings = json.loads(path.read_text())
-    for local in ("is_local", "local_files_only", "backend"):
+    # What only says where and how it was made, and a length that stands for "unknown".
+    for local in ("is_local", "local_files_only", "backend", "model_max_length"):
         settings.pop(local, None)
     if "tokenizer.ggml.add_bos_token" in fields:
         settings["add_bos_token"] = bool(fields["tokenizer.ggml.add_bos_token"])

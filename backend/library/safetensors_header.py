@@ -6,6 +6,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import TypeGuard
 
 from backend.library.header import TensorEntry, broken
 
@@ -81,7 +82,7 @@ def _entry(file: str, name: str, value: object, data_start: int) -> TensorEntry:
     return TensorEntry(name, dtype, tuple(shape), file, data_start + begin, end - begin)
 
 
-def _are_counts(value: object) -> bool:
+def _are_counts(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(count) is int and 0 <= count < 1 << 63 for count in value)
 
 
