@@ -1,4 +1,4 @@
-"""What all tests share: hypothesis repeats its examples; with SHARDWISE_TEST_PROFILE=long it looks longer, at random."""
+"""What all tests share: hypothesis repeats its examples; SHARDWISE_TEST_PROFILE=long looks longer, at random."""
 
 from __future__ import annotations
 
