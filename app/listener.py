@@ -54,8 +54,3 @@ def url_of(listener: socket.socket) -> str:
     if address.is_unspecified:
         address = ipaddress.ip_address("127.0.0.1" if address.version == 4 else "::1")
     return f"http://[{address}]:{port}" if address.version == 6 else f"http://{address}:{port}"
-
-
-def is_loopback(listener: socket.socket) -> bool:
-    """Whether only this machine can connect."""
-    return ipaddress.ip_address(listener.getsockname()[0].split("%")[0]).is_loopback

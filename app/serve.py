@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import structlog
@@ -50,6 +50,7 @@ class ServerProcess:
         listener: bound, not listening yet; closed here.
         drain_timeout: seconds that running answers get after the first signal.
         say: prints a line for the person who started this.
+        close: frees what the application holds, processes of its own included; called once, at the end.
     """
 
     def __init__(
@@ -59,9 +60,10 @@ class ServerProcess:
         listener: socket.socket,
         drain_timeout: float,
         say: Callable[[str], None],
+        close: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._engines, self._build, self._listener = engines, build, listener
-        self._drain_timeout, self._say = drain_timeout, say
+        self._drain_timeout, self._say, self._close = drain_timeout, say, close
         self._url = url_of(listener)
         self._drain, self._abort = asyncio.Event(), asyncio.Event()
 
@@ -81,6 +83,8 @@ class ServerProcess:
         finally:
             self._listener.close()
             await asyncio.gather(*(engine.stop() for engine in self._engines.values()))
+            if self._close is not None:
+                await self._close()
 
     def _signalled(self) -> None:
         (self._abort if self._drain.is_set() else self._drain).set()

@@ -107,3 +107,10 @@ def test_ctrl_c_is_quiet_and_errors_keep_their_status(capsys: pytest.CaptureFixt
         raise SettingError("What", "Why.", "Hint.")
     assert ended.value.code == 2
     assert capsys.readouterr().err == "What\nWhy.\nHint.\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_loads_and_has_help(name: str) -> None:
+    shown = CliRunner().invoke(application, [name, "--help"])
+    assert shown.exit_code == 0
+    assert f"shardwise {name}" in shown.output or f"root {name}" in shown.output

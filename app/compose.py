@@ -1,0 +1,103 @@
+"""The composition root: puts the server together from its parts, and finds the model it serves."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from starlette.types import ASGIApp
+
+from app.commands.progress import shown_progress
+from app.keys import KeyStore, check_binding, default_key_store
+from app.listener import bind
+from app.logs import configure_logging, log_folder
+from app.rest.settings import RestSettings
+from app.serve import ServerProcess, run_server, say
+from app.settings import ServerSettings
+from backend.chat_template import ChatRenderer
+from backend.errors import ModelNotFoundError
+from backend.library.files import ModelFiles
+from backend.library.resolve import pull, resolve
+from backend.supervisor import ENGINE_COMMAND, EngineSupervisor
+
+
+def explain_plan(model: str, settings: ServerSettings) -> str:
+    """The Plan in words; loads nothing onto a device.
+
+    Raises:
+        ShardwiseError: no such model, or one that cannot be served here.
+    """
+    from backend.compose_engine import plan_engine
+    from backend.planner.explain import explain
+
+    return explain(plan_engine(settings.engine(find_model(model))))
+
+
+def serve_model(model: str, settings: ServerSettings) -> int:
+    """Serves a model until a signal: the exit status.
+
+    Raises:
+        ShardwiseError: before serving: the port is taken, there is no such model, the engine cannot start.
+    """
+    # First of all: whoever waits for a download should not learn after it that the port is taken.
+    listener = bind(settings.host, settings.port)
+    with listener:
+        port = listener.getsockname()[1]
+        folder = log_folder()
+        configure_logging(folder / f"server-{port}.jsonl")
+        keys = default_key_store()
+        check_binding(listener.getsockname()[0], keys)
+        files = find_model(model)
+        engine_log = folder / f"engine-{port}.log"
+        return run_server(lambda: compose_server(files, settings, listener, keys, engine_log))
+
+
+def compose_server(
+    files: ModelFiles,
+    settings: ServerSettings,
+    listener: socket.socket,
+    keys: KeyStore,
+    engine_log: Path,
+    engine_command: Sequence[str] = ENGINE_COMMAND,
+) -> ServerProcess:
+    """The server of one model, not running yet.
+
+    Raises:
+        KeyNeededError: other machines could reach it, and there is no key.
+    """
+    rest = RestSettings(
+        loopback=check_binding(listener.getsockname()[0], keys),
+        require_key=settings.require_key,
+        allowed_hosts=settings.allowed_hosts,
+        allowed_origins=settings.allowed_origins,
+    )
+    supervisor = EngineSupervisor(settings.engine(files), command=engine_command, log_file=engine_log)
+    renderer = ChatRenderer()
+
+    def build() -> ASGIApp:
+        # FastAPI and the tokenizer take a second to import: the engine's start does not wait for them.
+        from app.rest.served import served_engine
+        from app.rest.server import create_app
+
+        return create_app({files.name: served_engine(supervisor, files, renderer)}, keys, rest)
+
+    return ServerProcess({files.name: supervisor}, build, listener, settings.drain_timeout, say, close=renderer.close)
+
+
+def find_model(name: str) -> ModelFiles:
+    """The model's files, downloaded first where they are not here, with progress where the user looks.
+
+    Raises:
+        ShardwiseError: no such model, no access, or a download that failed.
+    """
+    try:
+        return resolve(name)
+    except ModelNotFoundError as error:
+        missing = error
+    try:
+        with shown_progress(name, as_json=False) as on_progress:
+            return pull(name, on_progress)
+    except ModelNotFoundError:
+        # A folder or a file that is not there: what resolving said is the whole truth.
+        raise missing from None
