@@ -72,8 +72,14 @@ def _check_name(name: object) -> None:
         raise SecurityError(f"a chat template may not store {name!r} in a namespace")
 
 
-def _make_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-    return dict(*args, **kwargs)
+class _SafeDict:
+    """`dict` for templates, without what a class has besides."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
 
 
 def _to_json(
@@ -103,7 +109,7 @@ def compile_template(text: str) -> Template:
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _now
-    environment.globals["dict"] = _make_dict
+    environment.globals["dict"] = _SafeDict()
     environment.globals["namespace"] = _SafeNamespace
     return environment.from_string(text)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,12 +16,14 @@ import msgspec
 
 from backend.chat_renderer import RenderAnswer, RenderRequest
 from backend.errors import ShardwiseError
+from backend.library.locations import source_root
 from backend.special_text import new_guard
 from backend.tokenizer import ModelTokenizer
 
 RENDER_SECONDS = 2.0
 RENDER_CHARACTERS = 8 * 1024 * 1024
 _START_SECONDS = 20.0
+_INHERITED = ("PATH", "TZ", "LANG", "LC_ALL", "LC_TIME", "LD_LIBRARY_PATH")
 RENDERER_COMMAND = (sys.executable, "-P", "-m", "backend.chat_renderer")
 
 # The only template variables that a request may set. None of them can carry a template or shadow ours.
@@ -88,6 +91,7 @@ class ChatRenderer:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL,
+                env=_environment(os.environ),
                 # Ctrl-C in the terminal is the server's to handle.
                 start_new_session=True,
             )
@@ -110,6 +114,13 @@ class ChatRenderer:
     async def close(self) -> None:
         """Ends the process."""
         await self._kill()
+
+
+def _environment(inherited: Mapping[str, str]) -> dict[str, str]:
+    """What the renderer needs to start, and no more: tokens and keys are in environments too."""
+    paths = [str(source_root()), *(part for part in inherited.get("PYTHONPATH", "").split(os.pathsep) if part)]
+    kept = {name: inherited[name] for name in _INHERITED if name in inherited}
+    return {**kept, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
 
 
 async def _exchange(process: asyncio.subprocess.Process, message: bytes) -> bytes:
@@ -172,7 +183,8 @@ class ChatTemplate:
         special = self._tokenizer.special_text
         safe = special.guard(self._arranged(messages), guard)
         if continue_final_message:
-            safe[-1]["content"] += end
+            # With a space behind it, as transformers does: where the template trims, it also trims our end.
+            safe[-1]["content"] += f"{end} "
         text = await self._renderer.render(
             self._text,
             {
@@ -187,7 +199,8 @@ class ChatTemplate:
         if continue_final_message:
             if end not in text:
                 raise ChatTemplateError("The model's chat template drops the final message: it cannot go on")
-            text = text[: text.index(end)]
+            kept, _, after = text.rpartition(end)
+            text = kept if after.startswith(" ") else kept.rstrip()
         return text, guard
 
     async def encode(

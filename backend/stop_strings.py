@@ -30,14 +30,17 @@ class StopStrings:
             return text
         if self.matched is not None or not text:
             return ""
-        start = len(self._held)
-        text = self._held + text
-        for position in range(start, len(text)):
-            self._advance(text[position])
-            if self.matched is not None:
-                end = position + 1
-                self._held = ""
-                return text[: end if self._include else end - len(self.matched)]
+        held, text = len(self._held), self._held + text
+        match: tuple[int, int] | None = None
+        for index, string in enumerate(self._strings):
+            end = self._advance(index, text, held)
+            # The first to end; of those that end together, the longest, which began first.
+            if end is not None and (match is None or (end, -len(string)) < match):
+                match, self.matched = (end, -len(string)), string
+        if match is not None:
+            end, length = match
+            self._held = ""
+            return text[: end if self._include else end + length]
         keep = max(self._states)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
@@ -47,21 +50,25 @@ class StopStrings:
         held, self._held = self._held, ""
         return held
 
-    def _advance(self, character: str) -> None:
-        matched = None
-        for index, string in enumerate(self._strings):
-            state, table = self._states[index], self._tables[index]
+    def _advance(self, index: int, text: str, start: int) -> int | None:
+        """Runs one automaton over the text from `start`; where its string ends, None if nowhere."""
+        string, table, state = self._strings[index], self._tables[index], self._states[index]
+        if state == 0:
+            # Most text has not even the first character.
+            start = text.find(string[0], start)
+            if start < 0:
+                return None
+        size = len(string)
+        for position in range(start, len(text)):
+            character = text[position]
             while state and string[state] != character:
                 state = table[state - 1]
             if string[state] == character:
                 state += 1
-            # Of those that end here, the longest began first.
-            if state == len(string):
-                if matched is None or len(string) > len(matched):
-                    matched = string
-                state = table[state - 1]
-            self._states[index] = state
-        self.matched = matched
+                if state == size:
+                    return position + 1
+        self._states[index] = state
+        return None
 
 
 def _failure_table(string: str) -> list[int]:

@@ -1,0 +1,48 @@
+"""`shardwise keys`: makes, lists and revokes API keys. Storing and checking them is `app.keys`'."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from app.keys import default_key_store
+
+keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False)
+Name = Annotated[str, typer.Argument(help="What the key is called: a person, a program or a machine.")]
+
+
+@keys.callback()
+def described() -> None:
+    """API keys. Once one exists, servers on this machine ask every request for a key."""
+
+
+@keys.command()
+def create(name: Name) -> None:
+    """Make a key and show it, this once: only a hash of it is kept."""
+    key = default_key_store().create(name)
+    typer.echo(key)
+    typer.echo(
+        "Keep it: it is not shown again. Clients send it as `Authorization: Bearer KEY`, or read it from "
+        "SHARDWISE_API_KEY or OPENAI_API_KEY.",
+        err=True,
+    )
+
+
+@keys.command("list")
+def list_keys() -> None:
+    """Show the names of the keys and when they were made."""
+    records = default_key_store().list()
+    if not records:
+        typer.echo("There are no keys. `shardwise keys create NAME` makes one.", err=True)
+    for record in records:
+        made = datetime.fromtimestamp(record.created).astimezone()
+        typer.echo(f"{record.name}\t{made:%Y-%m-%d %H:%M}")
+
+
+@keys.command()
+def revoke(name: Name) -> None:
+    """Remove a key; running servers refuse it from the next request on."""
+    default_key_store().revoke(name)
+    typer.echo(f"Revoked {name}", err=True)
