@@ -45,11 +45,12 @@ def serve_model(model: str, settings: ServerSettings) -> int:
     with listener:
         port = listener.getsockname()[1]
         folder = log_folder()
-        configure_logging(folder / f"server-{port}.jsonl")
+        # A container without a writable home is no reason not to serve: then standard error has it all.
+        configure_logging(folder and folder / f"server-{port}.jsonl")
         keys = default_key_store()
         check_binding(listener.getsockname()[0], keys)
         files = find_model(model)
-        engine_log = folder / f"engine-{port}.log"
+        engine_log = folder and folder / f"engine-{port}.log"
         return run_server(lambda: compose_server(files, settings, listener, keys, engine_log))
 
 
@@ -58,7 +59,7 @@ def compose_server(
     settings: ServerSettings,
     listener: socket.socket,
     keys: KeyStore,
-    engine_log: Path,
+    engine_log: Path | None,
     engine_command: Sequence[str] = ENGINE_COMMAND,
 ) -> ServerProcess:
     """The server of one model, not running yet.

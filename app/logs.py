@@ -19,11 +19,14 @@ FILE_BYTES = 4 * 1024 * 1024
 OLD_FILES = 3
 
 
-def log_folder() -> Path:
-    """Where logs are, readable for their owner only; made where it is missing."""
+def log_folder() -> Path | None:
+    """Where logs are, readable for their owner only; made where it is missing. None where nothing can be written."""
     folder = platformdirs.user_log_path("shardwise")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
 
 
 class _PrivateRotatingFileHandler(RotatingFileHandler):
@@ -34,8 +37,8 @@ class _PrivateRotatingFileHandler(RotatingFileHandler):
         return open(descriptor, "a", encoding="utf-8")
 
 
-def configure_logging(file: Path) -> None:
-    """Sends structlog's and the libraries' records to stderr and to `file`."""
+def configure_logging(file: Path | None) -> None:
+    """Sends structlog's and the libraries' records to stderr and, where one is given, to `file`."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -53,12 +56,13 @@ def configure_logging(file: Path) -> None:
     )
     console = logging.StreamHandler(sys.stderr)
     console.setFormatter(_formatter(shared, [for_people]))
-    lasting = _PrivateRotatingFileHandler(file, maxBytes=FILE_BYTES, backupCount=OLD_FILES, delay=True)
-    lasting.setFormatter(
-        _formatter(shared, [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()])
-    )
     root = logging.getLogger()
-    root.handlers = [console, lasting]
+    root.handlers = [console]
+    if file is not None:
+        lasting = _PrivateRotatingFileHandler(file, maxBytes=FILE_BYTES, backupCount=OLD_FILES)
+        as_json = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        lasting.setFormatter(_formatter(shared, as_json))
+        root.addHandler(lasting)
     root.setLevel(logging.INFO)
     # One line a request, or a step of uvicorn's own start, tells an operator nothing.
     for noisy in ("httpx", "uvicorn.access", "uvicorn.error"):

@@ -14,24 +14,37 @@ from pathlib import Path
 
 import platformdirs
 import psutil
+import structlog
+
+log = structlog.get_logger("shardwise.server")
 
 
 @contextmanager
-def announced(port: int, url: str, model: str) -> Iterator[Path]:
-    """The file exists, for its owner only, while the context lasts; files of servers that died are removed."""
-    folder = platformdirs.user_runtime_path("shardwise")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _remove_stale(folder)
-    path = folder / f"server-{port}.json"
-    unfinished = folder / f".server-{port}.{os.getpid()}"
+def announced(port: int, url: str, model: str) -> Iterator[None]:
+    """The file exists, for its owner only, while the context lasts; files of servers that died are removed.
+
+    Where it cannot be written, the server is served all the same, and only not found by itself.
+    """
+    path = platformdirs.user_runtime_path("shardwise") / f"server-{port}.json"
+    try:
+        _write(path, {"pid": os.getpid(), "url": url, "model": model})
+    except OSError as error:
+        log.warning("no runtime file: other programs will not find this server", path=str(path), why=error.strerror)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _write(path: Path, record: dict[str, object]) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _remove_stale(path.parent)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     with open(unfinished, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        json.dump({"pid": os.getpid(), "url": url, "model": model}, file)
+        json.dump(record, file)
     # Renamed into place, so that a reader never sees half a file.
     unfinished.replace(path)
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _remove_stale(folder: Path) -> None:

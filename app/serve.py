@@ -113,7 +113,7 @@ class ServerProcess:
                     done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                     for task in done:
                         task.result()
-                return await self._finish(server, serving)
+                return await self._finish(server, serving) if self._drain.is_set() else 1
         except OSError as error:
             host = self._listener.getsockname()[0] if self._listener.fileno() >= 0 else "this address"
             raise port_error(host, port, error) from error

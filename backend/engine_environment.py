@@ -32,5 +32,7 @@ def engine_environment(settings: EngineSettings, inherited: Mapping[str, str]) -
         **dict.fromkeys(THREAD_VARIABLES, threads),
         "NUMBA_CACHE_DIR": inherited.get("NUMBA_CACHE_DIR") or str(cache_home() / "numba"),
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+        # All that an engine reads is on disk: no library may ask the hub behind our back.
+        "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }

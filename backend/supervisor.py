@@ -197,7 +197,11 @@ class EngineSupervisor:
     async def _live(self) -> str:
         """Spawns a process and lives with it until it has ended and is reaped: why it ended."""
         self._stages = StartStages()
-        child = await EngineChild.spawn(self._command, self._settings, self._log_file)
+        try:
+            child = await EngineChild.spawn(self._command, self._settings, self._log_file)
+        except OSError as error:
+            self._deaths.append(Death(time.monotonic(), was_ready=False))
+            return f"it could not be spawned ({error.strerror})"
         self._child = child
         log.info("engine spawned", model=self.model, pid=child.pid)
         signs = VitalSigns(self._limits)
@@ -297,9 +301,7 @@ class EngineSupervisor:
         return restart_delay(self._policy, self._deaths)
 
     def _gave_up(self, cause: str) -> EngineUnavailableError:
-        where = (
-            f"Its own messages are in {self._log_file}." if self._log_file else "Its own messages are above."
-        )
+        where = f"Its own messages are in {self._log_file}." if self._log_file else "Its own messages are above."
         return EngineUnavailableError(
             f"The engine died {len(self._deaths)} times in a row without bringing a token",
             f"The last time, {cause}.",
@@ -347,6 +349,4 @@ def _describe_exit(status: int) -> str:
     if status >= 0:
         return f"it exited with status {status}"
     name = signal.Signals(-status).name
-    return f"it was killed by {name}" + (
-        "; the system does that when memory runs out" if name == "SIGKILL" else ""
-    )
+    return f"it was killed by {name}" + ("; the system does that when memory runs out" if name == "SIGKILL" else "")

@@ -202,6 +202,16 @@ def test_an_engine_that_cannot_start_ends_the_server_with_its_explanation(tmp_pa
         assert not server.record().exists()
 
 
+def test_a_runtime_folder_that_cannot_be_written_is_no_reason_not_to_serve(tmp_path: Path) -> None:
+    (tmp_path / "shardwise").write_text("a file is in the way")
+    with serving(tmp_path) as server:
+        assert server.health().status_code == 200
+        server.process.terminate()
+        _, errors = server.process.communicate(timeout=5)
+        assert server.process.returncode == 0
+        assert "no runtime file" in errors
+
+
 def test_only_the_given_address_is_listened_on(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         processes = [psutil.Process(server.process.pid), *server.children()]

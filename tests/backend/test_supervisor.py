@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -145,6 +146,28 @@ async def test_an_engine_that_never_comes_up_fails_with_its_reason() -> None:
         assert "exited with status 1" in supervisor.status().error
         with pytest.raises(EngineUnavailableError):
             await anext(supervisor.generate(request("b")))
+
+
+async def test_a_program_that_cannot_be_spawned_fails_too() -> None:
+    supervisor = EngineSupervisor(
+        SETTINGS, command=("/no/such/program",), policy=RevivalPolicy(deaths=2, first_delay=0.01)
+    )
+    await supervisor.start()
+    assert not await supervisor.wait_ready(5)
+    assert "could not be spawned" in supervisor.status().error
+    await supervisor.stop()
+
+
+async def test_an_engine_that_talks_nonsense_is_ended() -> None:
+    nonsense = "import socket, sys, time; peer = socket.socket(fileno=int(sys.argv[1])); "
+    nonsense += "peer.send(bytes([255] * 8)); time.sleep(60)"
+    policy = RevivalPolicy(deaths=2, first_delay=0.01)
+    supervisor = EngineSupervisor(SETTINGS, command=(sys.executable, "-c", nonsense), policy=policy)
+    await supervisor.start()
+    assert not await supervisor.wait_ready(10)
+    assert "broke the protocol" in supervisor.status().error
+    await supervisor.stop()
+    assert psutil.Process().children(recursive=True) == []
 
 
 async def test_a_refused_start_is_not_tried_again() -> None:
