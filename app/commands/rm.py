@@ -8,20 +8,16 @@ from typing import Annotated
 import typer
 
 from app.commands.progress import megabytes
-from backend.errors import SettingError
 
 
 def rm(
     model: Annotated[str, typer.Argument(help="A name that `shardwise models` lists.")],
     *,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; in a pipe nothing is asked anyway.")] = False,
 ) -> None:
     """Delete an installed model; folders and files of your own are never touched."""
     from backend.library.catalogue import remove
 
-    if not yes:
-        if not sys.stdin.isatty():
-            raise SettingError(f"{model} is not deleted without a yes.", hint=f"Run `shardwise rm --yes {model}`.")
-        if not typer.confirm(f"Delete {model}?"):
-            return
+    if not yes and sys.stdin.isatty() and not typer.confirm(f"Delete {model}?"):
+        return
     print(f"Deleted {model}: {megabytes(remove(model))} freed.")

@@ -23,7 +23,7 @@ def check(files: ModelFiles) -> ModelHeader:
 
     Raises BrokenModelError for a truncated or inconsistent file, UnsupportedModelError for an unknown architecture.
     """
-    model_type, architecture = _architecture(files)
+    model_type, architecture = known_architecture(files.name, Path(files.folder))
     tensors = _gguf(files) if files.format == "gguf" else _safetensors(files)
     if not tensors:
         raise BrokenModelError(f"{files.name} holds no tensors.", hint="Fetch the model again.")
@@ -36,22 +36,26 @@ def check(files: ModelFiles) -> ModelHeader:
     )
 
 
-def _architecture(files: ModelFiles) -> tuple[str, str]:
-    config = read_json(Path(files.folder) / "config.json")
+def known_architecture(name: str, folder: Path) -> tuple[str, str]:
+    """`model_type` and class name of the model whose config.json lies in `folder`.
+
+    Raises BrokenModelError, or UnsupportedModelError where transformers has no such causal language model.
+    """
+    config = read_json(folder / "config.json")
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
-        raise BrokenModelError(f"{files.name} does not say what it is.", "Its config.json has no model_type.")
+        raise BrokenModelError(f"{name} does not say what it is.", "Its config.json has no model_type.")
     known = causal_language_models()
     if model_type in known:
         return model_type, known[model_type]
     if "auto_map" in config:
         raise UnsupportedModelError(
-            f"{files.name} needs code that comes with the model.",
+            f"{name} needs code that comes with the model.",
             f"transformers has no model of the type {model_type!r}, and shardwise never runs code from a repository.",
             "Choose a model that transformers knows.",
         )
     raise UnsupportedModelError(
-        f"{files.name} is of a kind that is not served.",
+        f"{name} is of a kind that is not served.",
         f"transformers has no causal language model of the type {model_type!r}.",
         "Choose another model, or a later version of shardwise.",
     )

@@ -9,6 +9,11 @@ from backend.errors import BrokenModelError, ModelNotFoundError, UnsupportedMode
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+# What a tokenizer.json can be made of, where there is none.
+OLDER_TOKENIZERS = (
+    *("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"),
+    "tekken.json",
+)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _JSON_LIMIT = 64 << 20
 

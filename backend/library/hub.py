@@ -16,6 +16,7 @@ from threading import Event
 from backend.errors import BrokenModelError, ModelNotFoundError
 from backend.library import folders
 from backend.library.atomic import require_space
+from backend.library.checks import known_architecture
 from backend.library.hub_errors import connection_error, explained, unreachable
 from backend.library.locations import hub_cache
 from backend.library.names import HubName
@@ -27,11 +28,6 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ALWAYS = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "chat_template.jinja", "chat_template.json", folders.INDEX),
-)
-# What a tokenizer.json can be made of, where there is none.
-_OLDER_TOKENIZERS = (
-    *("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"),
-    "tekken.json",
 )
 
 
@@ -144,19 +140,23 @@ def _wanted(repository: Repository) -> list[RemoteFile]:
         )
     if "config.json" not in files or not has_safetensors:
         raise folders.no_weights(name.repository, top)
-    snapshot = _fetch_index(repository) if folders.INDEX in files else storage_folder(name.repository)
+    snapshot = _fetch_small(repository, "config.json").parent
+    # Before gigabytes arrive that nothing here could serve.
+    known_architecture(str(name), snapshot)
+    if folders.INDEX in files:
+        _fetch_small(repository, folders.INDEX)
     shards = folders.safetensors_weights(snapshot, top)
     lost = [shard for shard in shards if shard not in files]
     if lost:
         raise BrokenModelError(f"{name.repository} is not complete on the hub.", f"{lost[0]} is missing there.")
-    tokenizer = () if "tokenizer.json" in files else _OLDER_TOKENIZERS
+    tokenizer = () if "tokenizer.json" in files else folders.OLDER_TOKENIZERS
     return [files[file] for file in (*_ALWAYS, *tokenizer, *shards) if file in files]
 
 
-def _fetch_index(repository: Repository) -> Path:
+def _fetch_small(repository: Repository, file: str) -> Path:
     from huggingface_hub import hf_hub_download
 
-    return Path(hf_hub_download(repository.name.repository, folders.INDEX, revision=repository.commit)).parent
+    return Path(hf_hub_download(repository.name.repository, file, revision=repository.commit))
 
 
 def _download(repository: Repository, wanted: list[RemoteFile], on_progress: Callable[[int, int], None]) -> None:

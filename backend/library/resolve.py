@@ -73,6 +73,15 @@ def _gguf(name: str, path: Path) -> ModelFiles:
     )
 
 
+def _with_tokenizer(name: str, folder: Path) -> Path:
+    if (folder / "tokenizer.json").is_file():
+        return folder
+    if not any((folder / older).is_file() for older in folders.OLDER_TOKENIZERS):
+        # transformers would make up an empty one.
+        raise BrokenModelError(f"{name} has no tokenizer.", "There is no tokenizer.json.", "Fetch the model again.")
+    return derive(folder)
+
+
 def _folder(name: str, folder: Path) -> ModelFiles:
     ggufs = sorted(folder.glob("*.gguf"))
     if ggufs and not any(folder.glob("*.safetensors*")):
@@ -92,6 +101,6 @@ def _folder(name: str, folder: Path) -> ModelFiles:
             "Fetch the model again.",
         )
     paths = tuple(str(folder / shard) for shard in shards)
-    derived = folder if (folder / "tokenizer.json").is_file() else derive(folder)
+    derived = _with_tokenizer(name, folder)
     size = sum(Path(path).stat().st_size for path in paths)
     return ModelFiles(name=name, format="safetensors", weights=paths, folder=str(derived), bytes=size)

@@ -66,9 +66,23 @@ class Transfer:
         with self.partial.open("ab") as file:
             if file.tell() > self.size:
                 file.truncate(0)
-            progress.add(file.tell())
+            kept = file.tell()
+            progress.add(kept)
             self._gather(file, progress, stop, pause)
-        self._verify()
+            digest = self._digest()
+            if digest != self.sha256 and kept:
+                # The bytes from before may be the damaged ones: once more without them.
+                file.truncate(0)
+                progress.add(-self.size)
+                self._gather(file, progress, stop, pause)
+                digest = self._digest()
+        if digest != self.sha256:
+            self.partial.unlink()
+            raise DownloadError(
+                f"{self.url} arrived damaged.",
+                f"Its SHA-256 is {digest[:12]}… where {self.sha256[:12]}… belongs.",
+                "Run the command again: this file starts anew.",
+            )
         os.replace(self.partial, self.target)
 
     def _gather(self, file: BinaryIO, progress: Progress, stop: Event, pause: float) -> None:
@@ -76,6 +90,7 @@ class Transfer:
 
         tries = _TRIES
         while True:
+            # Seeking also writes out what is buffered.
             before = file.seek(0, os.SEEK_END)
             if before == self.size:
                 return
@@ -116,18 +131,10 @@ class Transfer:
                     raise DownloadError(f"{self.url} sends more than its {self.size:,} bytes.")
                 file.write(chunk)
                 progress.add(len(chunk))
-            file.flush()
 
-    def _verify(self) -> None:
+    def _digest(self) -> str:
         with self.partial.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != self.sha256:
-            self.partial.unlink()
-            raise DownloadError(
-                f"{self.url} arrived damaged.",
-                f"Its SHA-256 is {found[:12]}… where {self.sha256[:12]}… belongs.",
-                "Run the command again: this file starts anew.",
-            )
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _continues(status: int, content_range: str, begin: int) -> bool:

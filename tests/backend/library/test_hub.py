@@ -185,13 +185,17 @@ def test_repositories_without_readable_weights_are_refused_by_name(hub: FakeHub)
     hub.repositories["maker/ggufs"] = FakeRepository({"a.Q4_K.gguf": b"GGUF", "b.Q8_0.gguf": b"GGUF"})
     hub.repositories["maker/hole"] = sharded()
     del hub.repositories["maker/hole"].files["model-00002-of-00002.safetensors"]
+    strange = json.dumps({"model_type": "unheard_of"}).encode()
+    hub.repositories["maker/strange"] = FakeRepository({"config.json": strange, "model.safetensors": safetensors(1)})
+    with pytest.raises(UnsupportedModelError, match="'unheard_of'"):
+        pull("maker/strange", lambda done, total: None)
     with pytest.raises(UnsupportedModelError, match=r"pytorch_model\.bin"):
         pull("maker/pickles", lambda done, total: None)
     with pytest.raises(ModelNotFoundError, match=r"Name one: maker/ggufs:a\.Q4_K\.gguf"):
         pull("maker/ggufs", lambda done, total: None)
     with pytest.raises(BrokenModelError, match="not complete on the hub"):
         pull("maker/hole", lambda done, total: None)
-    assert not [name for name, _, _ in hub.sent if name.endswith((".bin", ".gguf"))]
+    assert not [name for name, _, _ in hub.sent if name.endswith((".bin", ".gguf", ".safetensors"))]
 
 
 def test_one_gguf_file_of_a_repository_is_fetched_alone(hub: FakeHub) -> None:
