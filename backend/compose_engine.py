@@ -63,8 +63,10 @@ def compose_engine(settings: EngineSettings, on_progress: OnProgress) -> Compose
     from backend.runner import Runner
     from backend.scheduler import Scheduler
     from backend.surgery.load import load_model
+    from backend.surgery.pack import pack_model
     from kvcache.cache_manager import CacheManager
     from kvcache.layout import build_layout
+    from quant.weight_format import WEIGHT_FORMATS
 
     facts, plan = _planned(settings)
     dtype, device = getattr(torch, plan.dtype), torch.device(plan.ranks[0].device)
@@ -73,6 +75,7 @@ def compose_engine(settings: EngineSettings, on_progress: OnProgress) -> Compose
     model = load_model(
         settings.files, dtype=dtype, device=device, on_progress=lambda done, total: on_progress("load", done, total)
     )
+    model = pack_model(model, WEIGHT_FORMATS[plan.weight_format], plan.threads)
     on_progress("warm up", 0, 0)
     layout = build_layout(facts.layers, dtype.itemsize, PAGE_TOKENS)
     runner = Runner(model, layout, plan.pages, plan.threads)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -27,26 +27,25 @@ class ServedLinear(nn.Module):
     Attributes:
         weight: [out, in]; bias: [out] or None.
         parts: the layers it stands for; checkpoints are read into their rows.
-        kernel: maps [..., in] to [..., out]. Plain until `finalize` puts a packed one in its place, which may then
-            drop `weight`.
+        kernel: maps [..., in] to [..., out]; the plain product until `adopt` puts a stored one in its place.
     """
+
+    weight: nn.Parameter
 
     def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, parts: tuple[Part, ...]) -> None:
         super().__init__()
         self.weight, self.bias, self.parts = weight, bias, parts
         self.kernel: LinearKernel = self.multiply
+        self.out_features, self.in_features = weight.shape
 
-    @property
-    def in_features(self) -> int:
-        return self.weight.shape[1]
-
-    @property
-    def out_features(self) -> int:
-        return self.weight.shape[0]
+    def adopt(self, kernel: LinearKernel) -> None:
+        """Computes with `kernel` from now on, which holds the weight and bias itself."""
+        self.kernel = kernel
+        self._parameters.update(weight=None, bias=None)
 
     def multiply(self, x: Tensor) -> Tensor:
         """The plain product, over `weight` as it is now."""
-        return functional.linear(x, self.weight, self.bias)
+        return functional.linear(x, self.weight, self.bias)  # pyright: ignore[reportArgumentType]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.kernel(x)
@@ -66,9 +65,11 @@ class SharedProduct:
 
     def take(self, x: Tensor, part: Part) -> Tensor:
         """The part's columns of the product with `x`; computed when `x` is new, dropped when every part was taken."""
-        if self._product is None or self._input is not x:
-            self._input, self._product, self._taken = x, self._linear(x), 0
-        rows = self._product[..., part.start : part.stop]
+        product = self._product
+        if product is None or self._input is not x:
+            product = self._linear(x)
+            self._input, self._product, self._taken = x, product, 0
+        rows = product[..., part.start : part.stop]
         self._taken += 1
         if self._taken == len(self._linear.parts):
             self._input = self._product = None
@@ -88,7 +89,8 @@ class PartLinear(nn.Module):
 
 def serve(linear: nn.Linear, name: str) -> ServedLinear:
     """The ServedLinear for one layer; it keeps the layer's very parameters, so tied ones stay tied."""
-    return ServedLinear(linear.weight, linear.bias, (Part(name, 0, linear.out_features),))
+    weight: Any = linear.weight
+    return ServedLinear(weight, linear.bias, (Part(name, 0, linear.out_features),))
 
 
 def merge(linears: list[nn.Linear], names: list[str]) -> ServedLinear:
@@ -98,9 +100,9 @@ def merge(linears: list[nn.Linear], names: list[str]) -> ServedLinear:
         parts.append(Part(name, start, start + linear.out_features))
         start += linear.out_features
     first = linears[0]
-    weight = first.weight.new_empty(start, first.in_features)
+    weight = nn.Parameter(first.weight.new_empty(start, first.in_features), requires_grad=False)
     bias = None if first.bias is None else nn.Parameter(first.bias.new_empty(start), requires_grad=False)
-    return ServedLinear(nn.Parameter(weight, requires_grad=False), bias, tuple(parts))
+    return ServedLinear(weight, bias, tuple(parts))
 
 
 def mergeable(linears: list[nn.Linear]) -> bool:
@@ -112,12 +114,3 @@ def mergeable(linears: list[nn.Linear]) -> bool:
 def served_linears(model: nn.Module) -> Iterator[tuple[str, ServedLinear]]:
     """Every ServedLinear of a model with its path."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, ServedLinear))
-
-
-@torch.no_grad()
-def finalize(model: nn.Module, pack: Callable[[ServedLinear], LinearKernel | None]) -> None:
-    """After loading: lets `pack` choose each layer's kernel; None keeps the plain product."""
-    for _, linear in served_linears(model):
-        kernel = pack(linear)
-        if kernel is not None:
-            linear.kernel = kernel

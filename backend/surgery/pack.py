@@ -1,0 +1,90 @@
+"""pack: after loading, stores each linear's weight in its format and puts fast kernels where the device has them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from backend.surgery.glu import GluStep
+from backend.surgery.linears import ServedLinear, served_linears
+from backend.surgery.model import ServedModel
+from backend.surgery.norm import ServedRMSNorm
+from quant.weight_format import Linear, WeightFormat
+
+
+class TiedEmbedding(nn.Module):
+    """An embedding whose table is the output layer's weight, wherever and however that is stored."""
+
+    def __init__(self, linear: Linear) -> None:
+        super().__init__()
+        self._linear = linear
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens: [..., T] int64 -> [..., T, hidden]."""
+        rows = self._linear.rows(tokens.reshape(-1))
+        return rows.view(*tokens.shape, rows.shape[-1])
+
+
+@torch.no_grad()
+def pack_model(model: ServedModel, weight_format: WeightFormat, threads: int) -> ServedModel:
+    """The same model, with its linears in `weight_format` and kernels chosen; weights that were copied are dropped.
+
+    Linear by linear, so that no more than one weight is held twice at a time. The model must not be used while this
+    runs, and its modules are changed in place.
+    """
+    packed = 0
+    for _, linear in list(served_linears(model.module)):
+        stored = weight_format.linear(linear.weight, linear.bias, threads)
+        _tie(model.module, linear, stored)
+        linear.adopt(stored)
+        packed += stored.bytes
+    if model.device.type == "cpu":
+        _use_processor_kernels(model.module)
+    left = sum(parameter.nbytes for parameter in model.module.parameters())
+    return replace(model, weights_bytes=packed + left)
+
+
+def _tie(module: nn.Module, linear: ServedLinear, stored: Linear) -> None:
+    """Embeddings over the very same parameter look their rows up in the stored weight."""
+    for path, child in list(module.named_modules()):
+        # A subclass may do more than look up (scale, for one): it keeps a table of its own.
+        if type(child) is nn.Embedding and child.weight is linear.weight:
+            module.set_submodule(path, TiedEmbedding(stored))
+
+
+def _use_processor_kernels(module: nn.Module) -> None:
+    # They compile at first import, which a GPU's process need not pay for.
+    from backend.surgery.processor_kernels import RowNorm, serves
+
+    for child in module.modules():
+        if isinstance(child, ServedRMSNorm) and serves(child.weight, child.weight.shape[0]):
+            child.kernel = RowNorm(child.gain(), child.epsilon)
+        if isinstance(child, GluStep):
+            name = _activation_name(child.activation)
+            if name is not None:
+                child.kernel = _Gated(name, child)
+
+
+class _Gated:
+    """A GluStep's kernel: the processor's where it serves the product's width, else the step's own."""
+
+    def __init__(self, activation: str, step: GluStep) -> None:
+        from backend.surgery.processor_kernels import gated_activation, serves
+
+        self._activation, self._step, self._run, self._serves = activation, step, gated_activation, serves
+
+    def __call__(self, product: Tensor) -> Tensor:
+        if self._serves(product, product.shape[-1] // 2):
+            return self._run(product, self._activation)
+        return self._step.combine(product)
+
+
+def _activation_name(activation: nn.Module) -> str | None:
+    """Which of the kernels' activations a module computes, found by computing it; None for another."""
+    x = torch.linspace(-6.0, 6.0, 101)
+    known = {"silu": functional.silu(x), "gelu_tanh": functional.gelu(x, approximate="tanh")}
+    given = activation(x)
+    return next((name for name, wanted in known.items() if torch.allclose(given, wanted, atol=1e-6)), None)
