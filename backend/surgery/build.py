@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -26,7 +27,7 @@ def _parameters_on_meta() -> Iterator[None]:
     def register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
         register(module, name, None if param is None else nn.Parameter(param.to("meta"), requires_grad=False))
 
-    nn.Module.register_parameter = register_on_meta
+    nn.Module.register_parameter = register_on_meta  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
@@ -45,8 +46,11 @@ def _instantiate(config: PreTrainedConfig, dtype: torch.dtype, attention: str) -
 def build_for_trace(config: PreTrainedConfig) -> PreTrainedModel:
     """The model with every tensor on meta, whose attention records what it is asked for."""
     trace.register()
-    with torch.device("meta"), no_init_weights():
-        return _instantiate(config, torch.float32, trace.TRACE)
+    try:
+        with torch.device("meta"), no_init_weights():
+            return _instantiate(config, torch.float32, trace.TRACE)
+    except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise unsupported(config, f"transformers cannot build it from its config here ({error})") from error
 
 
 def build(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
@@ -54,8 +58,26 @@ def build(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     hook.register()
     with _parameters_on_meta(), no_init_weights():
         model = _instantiate(config, dtype, hook.ATTENTION)
+    _keep_wide(model, dtype)
     model.tie_weights()
     return model.requires_grad_(False)
+
+
+def _keep_wide(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Gives the tensors that the model wants in float32, whatever its own dtype, that type."""
+    for pattern, wide in model._get_dtype_plan(dtype).items():
+        for path, module in model.named_modules():
+            for name in [*module._parameters, *module._buffers]:
+                if re.search(pattern, f"{path}.{name}"):
+                    _retype(module, name, wide)
+
+
+def _retype(module: nn.Module, name: str, dtype: torch.dtype) -> None:
+    parameter, buffer = module._parameters.get(name), module._buffers.get(name)
+    if parameter is not None:
+        module._parameters[name] = nn.Parameter(parameter.to(dtype), requires_grad=False)
+    elif buffer is not None and buffer.is_floating_point():
+        module._buffers[name] = buffer.to(dtype)
 
 
 def materialize(model: nn.Module, device: torch.device) -> None:

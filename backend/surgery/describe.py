@@ -1,7 +1,8 @@
-"""ModelFacts of a transformers config, found by building the model on meta and tracing it once. Weights are not read."""
+"""ModelFacts of a transformers config, found by building the model on meta and tracing it. Weights are not read."""
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -14,6 +15,14 @@ from backend.surgery.trace import Traced, trace
 
 # Layers with a recurrent or convolutional state keep it outside K and V; none of these words names an attention module.
 _STATE_ATTRIBUTES = ("conv1d", "A_log", "dt_bias", "ssm_state_size")
+# Models whose difference from plain attention a trace without data cannot see.
+_REFUSED = MappingProxyType(
+    {
+        "deepseek_v4": "its layers attend to compressed keys beside those of the window",
+        "minimax_m3_vl_text": "its layers choose the keys they attend to",
+        "mllama": "it is made for images, which are not served yet",
+    }
+)
 
 
 def describe(config: PreTrainedConfig) -> ModelFacts:
@@ -29,6 +38,8 @@ def trace_model(config: PreTrainedConfig) -> tuple[ModelFacts, Traced]:
     """The model's facts, and what tracing it found."""
     if getattr(config, "is_encoder_decoder", False):
         raise unsupported(config, "it is an encoder-decoder")
+    if config.model_type in _REFUSED:
+        raise unsupported(config, _REFUSED[config.model_type])
     model = build_for_trace(config)
     model.tie_weights()
     _refuse_state(config, model)

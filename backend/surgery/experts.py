@@ -1,4 +1,4 @@
-"""Fused experts of mixture models: each expert's tokens in one product, registered with transformers as an implementation."""
+"""Fused experts of mixture models: all tokens of an expert in one product, as an implementation for transformers."""
 
 from __future__ import annotations
 

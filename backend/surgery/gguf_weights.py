@@ -3,51 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
-from gguf import GGUFReader, dequantize
+from gguf import GGMLQuantizationType, dequantize
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
 from backend.errors import BrokenModelError
 from backend.library.files import ModelFiles
+from backend.library.gguf_header import read_gguf_header
+from backend.library.header import TensorEntry
 from backend.surgery.gguf_names import gguf_names
 from backend.surgery.places import Places
 
 # Tensors that llama.cpp works out from the config and stores beside the weights.
 _DERIVED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+# Plain number types, which need no dequantizing.
+_PLAIN = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "F64": np.dtype("<f8")}
 
 
 def read_gguf(model: PreTrainedModel, files: ModelFiles) -> Callable[[Places, Callable[[int, int], None]], None]:
     """Prepares reading for a model before surgery; the function returned fills the places of the operated model."""
-    reader = GGUFReader(files.weights[0])
-    field = reader.get_field("general.architecture")
-    architecture = "" if field is None else str(field.contents())
-    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=model.config.to_dict())
-    names = gguf_names(model, architecture, processor)
+    header = read_gguf_header(Path(files.weights[0]))
+    processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config=model.config.to_dict())
+    names = gguf_names(model, header.architecture, processor)
 
     def read(places: Places, on_progress: Callable[[int, int], None]) -> None:
-        total = sum(int(tensor.n_bytes) for tensor in reader.tensors)
-        done = 0
+        # Experts' gate and up arrive apart; transformers' processors put them together here.
+        gathered: dict[str, dict[str, Tensor]] = {"tensors": {}}
+        total, done = sum(entry.bytes for entry in header.tensors), 0
         on_progress(done, total)
-        gathered: dict[str, dict[str, torch.Tensor]] = {"tensors": {}}
-        for tensor in reader.tensors:
-            if tensor.name not in _DERIVED:
-                weights = dequantize(tensor.data, tensor.tensor_type)
+        data = np.asarray(np.memmap(files.weights[0], dtype=np.uint8, mode="r"))
+        for entry in header.tensors:
+            if entry.name not in _DERIVED:
                 result = processor.process(
-                    weights=weights, name=tensor.name, tensor_key_mapping=names, parsed_parameters=gathered
+                    weights=_values(data, entry),
+                    name=entry.name,
+                    tensor_key_mapping=names,
+                    parsed_parameters=gathered,
                 )
                 if result.name is not None:
-                    name = names.get(result.name)
-                    if name is None:
-                        raise BrokenModelError(
-                            f"{files.name} has a tensor that the model does not know.", f"It is called {tensor.name}."
-                        )
-                    places.fill(name, torch.from_numpy(np.array(result.weights)))
-            done += int(tensor.n_bytes)
+                    places.fill(_target(names, result.name, files), _tensor(result.weights))
+            done += entry.bytes
             on_progress(done, total)
         for name, value in gathered["tensors"].items():
             places.fill(name, value)
 
     return read
+
+
+def _target(names: dict[str, str], name: str, files: ModelFiles) -> str:
+    if name not in names:
+        raise BrokenModelError(f"{files.name} has a tensor that the model does not know.", f"It is called {name}.")
+    return names[name]
+
+
+def _values(data: np.ndarray, entry: TensorEntry) -> np.ndarray:
+    """The tensor's numbers, in its shape; a view of the file where they are stored plainly."""
+    raw = data[entry.start : entry.start + entry.bytes]
+    plain = _PLAIN.get(entry.dtype)
+    if plain is not None:
+        return raw.view(plain).reshape(entry.shape)
+    rows = raw.reshape(*entry.shape[:-1], -1)
+    return np.asarray(dequantize(rows, GGMLQuantizationType[entry.dtype])).reshape(entry.shape)
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    """A torch tensor over a copy where numpy's array is a read-only view of the file."""
+    return torch.from_numpy(values if values.flags.writeable and values.flags.c_contiguous else np.array(values))

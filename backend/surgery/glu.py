@@ -1,4 +1,4 @@
-"""The gated MLP: one merged gate-and-up product, the gate's activation, one down product. Recognised by what it computes."""
+"""The gated MLP in two products, the gate and up ones merged. Modules are recognised by what they compute."""
 
 from __future__ import annotations
 

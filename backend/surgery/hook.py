@@ -1,4 +1,4 @@
-"""The attention function that transformers' models call: it hands queries, keys and values to the pass's AttentionContext."""
+"""The attention function that transformers' models call: it hands everything to the pass's AttentionContext."""
 
 from __future__ import annotations
 

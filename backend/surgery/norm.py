@@ -1,4 +1,4 @@
-"""ServedRMSNorm: the root-mean-square norm of every family in one class. Modules are recognised by what they compute."""
+"""ServedRMSNorm: the root-mean-square norm of all families. Modules are recognised by what they compute."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Surgery: replaces a model's linears, projections, MLPs, norms and rotary modules by ours, before weights are loaded."""
+"""Surgery: replaces a model's linears, MLPs, norms and rotary modules by ours, before weights are loaded."""
 
 from __future__ import annotations
 
@@ -72,5 +72,6 @@ def _replace_norms(model: nn.Module) -> None:
         found = rms_norm(members[0][1])
         if found is not None:
             for path, module in members:
-                weight: nn.Parameter = module._parameters["weight"]  # pyright: ignore[reportAssignmentType]
-                model.set_submodule(path, ServedRMSNorm(weight, found.epsilon, found.offset))
+                weight = module._parameters["weight"]
+                if weight is not None:
+                    model.set_submodule(path, ServedRMSNorm(weight, found.epsilon, found.offset))

@@ -67,8 +67,9 @@ def _where(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
 def _named_places(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for path, module in model.named_modules():
         if isinstance(module, ServedLinear):
+            weight: Tensor = module.weight  # pyright: ignore[reportAssignmentType] - not adopted by a kernel yet
             for part in module.parts:
-                yield f"{part.name}.weight", module.weight[part.start : part.stop]
+                yield f"{part.name}.weight", weight[part.start : part.stop]
                 if module.bias is not None:
                     yield f"{part.name}.bias", module.bias[part.start : part.stop]
             continue

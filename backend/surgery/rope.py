@@ -54,7 +54,8 @@ def replace_rope(model: nn.Module, config: PreTrainedConfig, lengths: RopeLength
         elif kind in _BY_LENGTH:
             own: Any = module.config
             make = _dynamic if kind == "dynamic" else _longrope
-            model.set_submodule(path, LengthRope(make(own), float(module.attention_scaling), lengths))
+            scaling: Any = module.attention_scaling
+            model.set_submodule(path, LengthRope(make(own), float(scaling), lengths))
             if kind == "longrope":
                 recompute.add(int(own.rope_parameters["original_max_position_embeddings"]))
     return tuple(sorted(recompute))

@@ -1,4 +1,4 @@
-"""Reads safetensors shards tensor by tensor, renamed and converted as transformers would, straight into their places."""
+"""Reads safetensors shards tensor by tensor, renamed and converted as transformers would, into their places."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel

@@ -33,7 +33,7 @@ def prompt(length: int) -> list[int]:
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     files = make_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
     progress: list[tuple[int, int]] = []
     served = load_model(
@@ -45,7 +45,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     assert progress[0][0] == 0
     assert progress[-1] == (files.bytes, files.bytes)
     assert progress == sorted(progress)
-    yield Pair(served, reference_model(files))
+    return Pair(served, reference_model(files))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,4 +1,4 @@
-"""Greedy decoding of several prompts in one flat batch over a ServedModel, with chunked prefill, as the runner does it."""
+"""Greedy decoding of several prompts in one flat batch over a ServedModel, with chunked prefill."""
 
 from __future__ import annotations
 
@@ -46,7 +46,11 @@ def _step(model: ServedModel, live: list[_Progress], chunk: int, zeroed_slot: in
     context = PlainAttentionContext(model.facts, parts)
     context.zeroed_slot = zeroed_slot
     logits = model.forward(
-        torch.tensor(tokens), torch.tensor(positions), torch.tensor(lengths), torch.tensor(rows), context
+        torch.tensor(tokens),
+        torch.tensor(positions),
+        torch.tensor(lengths),
+        torch.tensor(rows, dtype=torch.long),
+        context,
     )
     assert context.slots_called == list(range(len(model.facts.layers)))
     for one, row in zip(sampled, logits, strict=True):
