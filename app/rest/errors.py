@@ -25,6 +25,7 @@ _STATUS_TYPES = {
     504: "server_error",
 }
 _SHOWN_PROBLEMS = 3
+_UNION_MEMBERS = frozenset({"str", "int", "float", "bool", "TextPart"})
 
 
 class ApiError(ShardwiseError):
@@ -117,12 +118,19 @@ def _explained(problems: Sequence[Any]) -> tuple[str, str | None]:
     lines: list[str] = []
     first: str | None = None
     for problem in problems[:_SHOWN_PROBLEMS]:
-        where = [str(part)[:64] for part in problem["loc"] if part not in ("body", "query", "path")]
-        # Names of union members are pydantic's, not the client's.
-        field = ".".join(part for part in where if part.isidentifier() or part.isdigit() or "-" in part)
+        field = _field(problem)
         first = first or field or None
         lines.append(_sentence(problem, field))
     return "\n".join(dict.fromkeys(lines)) or "The request is not valid.", first
+
+
+def _field(problem: Any) -> str:
+    """The field's path, `messages.0.content`, without the names that pydantic gives to the members of a union."""
+    where = [str(part)[:64] for part in problem["loc"] if part not in ("body", "query", "path")]
+    unknown = where[-1:] if problem["type"] == "extra_forbidden" else []
+    known = where[: len(where) - len(unknown)]
+    kept = [part for part in known if (part.isidentifier() or part.isdigit()) and part not in _UNION_MEMBERS]
+    return ".".join(kept + unknown)
 
 
 def _sentence(problem: Any, field: str) -> str:

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 MAX_TEXT = 8 * 1024 * 1024
 MAX_TOKENS = 16 * 1024 * 1024
 MAX_TOKEN_ID = 2**31 - 1
 MAX_SEED = 2**63 - 1
 
-TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
+TokenId = Annotated[int, Field(strict=True, ge=0, le=MAX_TOKEN_ID)]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 ShortText = Annotated[str, Field(max_length=512)]
 ModelName = Annotated[str, Field(min_length=1, max_length=4096)]
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 TokenIds = Annotated[list[TokenId], Field(max_length=2 * 1024 * 1024)]
-Bias = Annotated[float, Field(ge=-100, le=100)]
+Bias = Annotated[float, Field(strict=True, ge=-100, le=100)]
 BiasKey = Annotated[str, Field(pattern=r"^[0-9]{1,10}$", max_length=10)]
 VariableName = Annotated[str, Field(min_length=1, max_length=64)]
-VariableValue = bool | Annotated[int, Field(ge=-MAX_TOKENS, le=MAX_TOKENS)] | ShortText | None
+VariableValue = StrictBool | Annotated[int, Field(strict=True, ge=-MAX_TOKENS, le=MAX_TOKENS)] | ShortText | None
 
 # Fields of the APIs that would change the answer and are not served; each with the values that ask for nothing.
 _NOT_SERVED: dict[str, tuple[Any, ...]] = {
@@ -126,8 +126,8 @@ class Message(Body):
 class StreamOptions(Body):
     """`include_usage`: a last chunk with the counts. `include_obfuscation` has no effect."""
 
-    include_usage: bool = False
-    include_obfuscation: bool | None = None
+    include_usage: StrictBool = False
+    include_obfuscation: StrictBool | None = None
     continuous_usage_stats: Literal[False] | None = None
 
 
@@ -136,38 +136,38 @@ class NoEffect(Body):
 
     user: ShortText | None = None
     metadata: Annotated[dict[ShortText, ShortText], Field(max_length=64)] | None = None
-    store: bool | None = None
+    store: StrictBool | None = None
     service_tier: ShortText | None = None
     safety_identifier: ShortText | None = None
     prompt_cache_key: ShortText | None = None
     prompt_cache_retention: ShortText | None = None
-    parallel_tool_calls: bool | None = None
+    parallel_tool_calls: StrictBool | None = None
 
 
 class Generation(NoEffect):
     """What both kinds of completion take."""
 
     model: ModelName
-    n: Annotated[int, Field(ge=1, le=1024)] | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=MAX_TOKEN_ID)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    n: Annotated[int, Field(strict=True, ge=1, le=1024)] | None = None
+    max_tokens: Annotated[int, Field(strict=True, ge=1, le=MAX_TOKENS)] | None = None
+    temperature: Annotated[float, Field(strict=True, ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(strict=True, gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(strict=True, ge=-1, le=MAX_TOKEN_ID)] | None = None
+    min_p: Annotated[float, Field(strict=True, ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(strict=True, gt=0, le=100)] | None = None
+    presence_penalty: Annotated[float, Field(strict=True, ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(strict=True, ge=-2, le=2)] | None = None
     logit_bias: Annotated[dict[BiasKey, Bias], Field(max_length=1024)] | None = None
-    seed: Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED)] | None = None
+    seed: Annotated[int, Field(strict=True, ge=-MAX_SEED - 1, le=MAX_SEED)] | None = None
     stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=256)] | None = None
-    include_stop_str_in_output: bool = False
-    ignore_eos: bool = False
-    min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
-    skip_special_tokens: bool = True
-    priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] = 0
-    timeout: Annotated[float, Field(gt=0, le=86400)] | None = None
-    stream: bool | None = None
+    include_stop_str_in_output: StrictBool = False
+    ignore_eos: StrictBool = False
+    min_tokens: Annotated[int, Field(strict=True, ge=0, le=MAX_TOKENS)] | None = None
+    skip_special_tokens: StrictBool = True
+    priority: Annotated[int, Field(strict=True, ge=-(2**31), le=2**31 - 1)] = 0
+    timeout: Annotated[float, Field(strict=True, gt=0, le=86400)] | None = None
+    stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
 
     @property
@@ -191,11 +191,11 @@ class ChatRequest(Generation):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=8192)]
-    max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
+    max_completion_tokens: Annotated[int, Field(strict=True, ge=1, le=MAX_TOKENS)] | None = None
+    logprobs: StrictBool | None = None
+    top_logprobs: Annotated[int, Field(strict=True, ge=0, le=20)] | None = None
+    add_generation_prompt: StrictBool = True
+    continue_final_message: StrictBool = False
     chat_template_kwargs: Annotated[dict[VariableName, VariableValue], Field(max_length=16)] | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
 
@@ -221,9 +221,9 @@ class CompletionRequest(Generation):
             Field(min_length=1, max_length=1024),
         ]
     )
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    add_special_tokens: bool = True
-    parse_special: bool = False
+    logprobs: Annotated[int, Field(strict=True, ge=0, le=20)] | None = None
+    add_special_tokens: StrictBool = True
+    parse_special: StrictBool = False
 
     def prompts(self) -> list[str | list[int]]:
         """One entry a prompt: text, or tokens."""
@@ -240,11 +240,11 @@ class TokenizeRequest(Body):
     model: ModelName | None = None
     prompt: Text | None = None
     messages: Annotated[list[Message], Field(min_length=1, max_length=8192)] | None = None
-    add_special_tokens: bool = True
-    parse_special: bool = False
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    return_token_strs: bool = False
+    add_special_tokens: StrictBool = True
+    parse_special: StrictBool = False
+    add_generation_prompt: StrictBool = True
+    continue_final_message: StrictBool = False
+    return_token_strs: StrictBool = False
     chat_template_kwargs: Annotated[dict[VariableName, VariableValue], Field(max_length=16)] | None = None
 
     @model_validator(mode="after")
