@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,11 @@ class StartedServer:
 
 
 def runtime_folder() -> Path:
-    return platformdirs.user_runtime_path("shardwise")
+    """Where servers describe themselves; the same place as `app.runtime_file`'s."""
+    with warnings.catch_warnings():
+        # Over SSH there may be no XDG_RUNTIME_DIR; the fallback is what everybody here uses then.
+        warnings.simplefilter("ignore")
+        return platformdirs.user_runtime_path("shardwise")
 
 
 def log_folder() -> Path:
@@ -124,15 +129,11 @@ def start_server(model: str, options: tuple[str, ...] = (), detached: bool = Tru
                 env={**os.environ, "PYTHONPATH": _python_path()},
             )
     except OSError as error:
-        raise StartError(
-            "The server could not be started", f"{error.filename or log}: {error.strerror}."
-        ) from error
+        raise StartError("The server could not be started", f"{error.filename or log}: {error.strerror}.") from error
     return StartedServer(process, url, model, log)
 
 
-async def follow_start(
-    client: ShardwiseClient, started: StartedServer | None = None
-) -> AsyncIterator[Health]:
+async def follow_start(client: ShardwiseClient, started: StartedServer | None = None) -> AsyncIterator[Health]:
     """Yields `/health` until the server is ready; the last one yielded is the ready one.
 
     `started` is the process to watch where it is ours: before it listens, not answering is no error.

@@ -201,9 +201,7 @@ class ShardwiseClient:
         try:
             return tuple(_model(each) for each in response.json()["data"])
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ServerAnswerError(
-                f"{self.url}/v1/models sent something that is not a list of models"
-            ) from error
+            raise ServerAnswerError(f"{self.url}/v1/models sent something that is not a list of models") from error
 
     async def chat(
         self, model: str, messages: tuple[ChatMessage, ...], sampling: SamplingChoice | None = None

@@ -153,9 +153,7 @@ class ChatHistory:
         with self._lock:
             self._db.close()
 
-    def add_chat(
-        self, model: str, title: str, system: str = "", sampling: SamplingChoice | None = None
-    ) -> Chat:
+    def add_chat(self, model: str, title: str, system: str = "", sampling: SamplingChoice | None = None) -> Chat:
         """A new, empty chat."""
         now = time()
         chosen = sampling or SamplingChoice()
@@ -183,9 +181,7 @@ class ChatHistory:
         with self._transaction():
             self._db.execute("DELETE FROM chats WHERE id = ?", (chat,))
 
-    def add_turn(
-        self, chat: int, role: Role, content: str, model: str = "", state: TurnState = "complete"
-    ) -> int:
+    def add_turn(self, chat: int, role: Role, content: str, model: str = "", state: TurnState = "complete") -> int:
         """Appends a message; returns its id."""
         now = time()
         with self._transaction():
@@ -226,9 +222,7 @@ class ChatHistory:
         words = search.split()
         with self._explained(), self._lock:
             if not words:
-                rows = self._db.execute(
-                    "SELECT * FROM chats ORDER BY updated DESC, id DESC LIMIT ?", (limit,)
-                )
+                rows = self._db.execute("SELECT * FROM chats ORDER BY updated DESC, id DESC LIMIT ?", (limit,))
             else:
                 rows = self._db.execute(
                     """SELECT * FROM chats WHERE title LIKE ? ESCAPE '\\' OR id IN (

@@ -5,6 +5,7 @@ It is the one place that reads settings from the environment. What a value means
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -178,3 +179,8 @@ def _refusal(error: ValidationError) -> SettingError:
         first["msg"].removeprefix("Value error, ").rstrip(".") + ".",
         f"{describe(name)} It may also come from SHARDWISE_{name.upper()} or {settings_file()}.",
     )
+
+
+def client_key() -> str | None:
+    """The API key that our own clients (terminal app, chat) send, from SHARDWISE_API_KEY; None where it is not set."""
+    return os.environ.get("SHARDWISE_API_KEY") or None

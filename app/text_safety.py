@@ -10,8 +10,7 @@ from typing import Literal
 # (they
 # cannot be encoded); the invisible tag characters; the byte order mark.
 _UNSAFE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff\ufeff"
-    "\U000e0000-\U000e007f]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff\ufeff\U000e0000-\U000e007f]"
 )
 _LINE_BREAKS = frozenset("\r\u0085\u2028\u2029")
 _STRING_OPENERS = frozenset("]PX^_")
@@ -39,10 +38,8 @@ class TextCleaner:
         out: list[str] = []
         position = 0
         while position < len(chunk):
-            if self._state == "text":
-                position = self._text(chunk, position, out)
-            else:
-                position = self._sequence(chunk, position)
+            in_text = self._state == "text"
+            position = self._text(chunk, position, out) if in_text else self._sequence(chunk, position)
         return "".join(out)
 
     def _text(self, chunk: str, position: int, out: list[str]) -> int:

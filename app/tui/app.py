@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 from urllib.parse import urlsplit
 
 from textual import on, work
 from textual.app import App, SystemCommand
-from textual.binding import Binding
+from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from app import background
 from app.client import Health, ModelInfo, ServerUnreachableError, ShardwiseClient
+from app.settings import client_key
 from app.text_safety import clean_line
 from app.tui import dependencies as outside
 from app.tui import preferences
@@ -39,7 +42,7 @@ class ShardwiseApp(App[None]):
 
     TITLE = "shardwise"
     PAUSE_GC_ON_SCROLL = True
-    BINDINGS = [
+    BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "help", "Help", id="app.help", tooltip="Show what the keys do here"),
         Binding("f9", "logs", "Log", id="app.logs", tooltip="Follow the server's log", show=False),
         Binding("ctrl+o", "choose_model", "Model", id="app.model", tooltip="Choose another model"),
@@ -169,8 +172,8 @@ class ShardwiseApp(App[None]):
             return True
         answer = await self.push_screen_wait(
             QuestionScreen(
-                f"{clean_line(record.model, 60)} is still being served. Stop it before starting {clean_line(model, 60)}? "
-                "That frees its memory and cuts off its other users.",
+                f"{clean_line(record.model, 60)} is still being served. "
+                f"Stop it before starting {clean_line(model, 60)}? That frees its memory and cuts off its other users.",
                 {"stop": "Stop it", "keep": "Keep both"},
             )
         )
@@ -358,9 +361,19 @@ def _state_in_words(health: Health) -> str:
 def run(connect: str | None = None, key: str | None = None, model: str | None = None) -> int:
     """Opens the terminal UI and returns the exit status when the user leaves it.
 
-    `connect`: the URL of a server to use instead of one of this machine; `key`: its API key; `model`: a model to
-    start, or to attach to where it is served already, without asking.
+    `connect`: the URL of a server to use instead of one of this machine; `key`: its API key (default:
+    SHARDWISE_API_KEY); `model`: a model to start, or to attach to where it is served already, without asking.
+
+    Raises:
+        ShardwiseError: there is no terminal to draw on.
     """
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise ShardwiseError(
+            "The terminal app needs a terminal",
+            "Its input or output is a pipe or a file.",
+            'In a pipe, use plain chat: echo "hi" | shardwise chat starter',
+        )
+    key = key or client_key()
     app = ShardwiseApp(outside.of_this_machine(key), connect, key, model)
     app.run()
     if any(record.url == app.url for record in background.running_servers()):

@@ -47,9 +47,7 @@ def test_cleaning_character_by_character_gives_the_same(text: str, safe: str) ->
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    st.lists(st.sampled_from(["\x1b", "[", "]", "\x07", "\\", "m", "3", "\r", "\n", "\x9b", "a", "\u202e"]))
-)
+@given(st.lists(st.sampled_from(["\x1b", "[", "]", "\x07", "\\", "m", "3", "\r", "\n", "\x9b", "a", "\u202e"])))
 def test_no_control_survives_and_cleaning_twice_changes_nothing(pieces: list[str]) -> None:
     safe = clean("".join(pieces))
     assert not any((ord(c) < 32 and c not in "\n\t") or 127 <= ord(c) < 160 or c == "\u202e" for c in safe)

@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from time import monotonic
+from typing import ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
-from textual.binding import Binding
+from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.message import Message
 from textual.screen import Screen
@@ -51,7 +52,7 @@ class ChatScreen(Screen[None]):
         #main { width: 1fr; }
     }
     """
-    BINDINGS = [
+    BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "stop", "Stop", id="chat.stop", tooltip="Stop the answer; what has come stays"),
         Binding("f2", "toggle_chats", "Chats", id="chat.chats", tooltip="All chats, with search"),
         Binding("f3", "toggle_sampling", "Settings", id="chat.sampling", tooltip="System prompt and sampling"),
@@ -87,6 +88,8 @@ Copying goes through the terminal (OSC 52); inside tmux it needs `set -g set-cli
         self._dependencies = dependencies
         self._defaults: tuple[str, SamplingChoice] = ("", SamplingChoice())
         self._answering: MessageView | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._clock = AnswerClock()
         self._saved_at = 0.0
         self.conversation = Conversation(store, model.id)
@@ -157,6 +160,7 @@ Copying goes through the terminal (OSC 52); inside tmux it needs `set -g set-cli
 
     def _begin_answer(self, view: MessageView) -> None:
         self._answering = view
+        self._idle.clear()
         self._clock = AnswerClock()
         self._saved_at = monotonic()
         self.query_one(StatusLine).activity = "thinking…"
@@ -172,6 +176,7 @@ Copying goes through the terminal (OSC 52); inside tmux it needs `set -g set-cli
             await self._save()
         finally:
             self._answering = None
+            self._idle.set()
         self.refresh_bindings()
 
     async def _draw(self) -> None:
@@ -203,8 +208,7 @@ Copying goes through the terminal (OSC 52); inside tmux it needs `set -g set-cli
         running = [worker for worker in self.workers if worker.group == "answer" and not worker.is_finished]
         for worker in running:
             worker.cancel()
-        while self._answering is not None:
-            await asyncio.sleep(0.01)
+        await self._idle.wait()
 
     async def _save(self) -> None:
         status = self.query_one(StatusLine)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from textual.app import ComposeResult
-from textual.binding import Binding
+from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.message import Message
 from textual.screen import Screen
@@ -35,7 +37,7 @@ class ErrorScreen(Screen[None]):
         Button { margin: 0 2 0 0; }
     }
     """
-    BINDINGS = [
+    BINDINGS: ClassVar[list[BindingType]] = [
         Binding("r", "ask('retry')", "Retry", id="error.retry", tooltip="Try the same again"),
         Binding("m", "ask('choose')", "Other model", id="error.choose", tooltip="Choose another model"),
         Binding("q", "ask('quit')", "Quit", id="error.quit", tooltip="Leave shardwise"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from textual.app import ComposeResult
-from textual.binding import Binding
+from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen, Screen
@@ -30,7 +32,7 @@ class HelpScreen(ModalScreen[None]):
         .keys { padding: 0 1; }
     }
     """
-    BINDINGS = [
+    BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1,escape,q,enter", "dismiss", "Close", tooltip="Close this help"),
         Binding("up", "scroll(-1)", show=False),
         Binding("down", "scroll(1)", show=False),

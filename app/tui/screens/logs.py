@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from textual.app import ComposeResult
-from textual.binding import Binding
+from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.widgets import Footer, Log, Static
 
@@ -25,7 +26,7 @@ class LogsScreen(Screen[None]):
         & > Log { height: 1fr; padding: 0 1; }
     }
     """
-    BINDINGS = [
+    BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,f9", "app.pop_screen", "Back", id="logs.back", tooltip="Back to where you were"),
         Binding("c", "copy_path", "Copy path", id="logs.copy", tooltip="Copy the path of the log file"),
     ]
@@ -49,9 +50,7 @@ Follows the file that the server in the background writes. Prompts and answers n
     def on_mount(self) -> None:
         self.query_one(Log).focus()
         if self._path is None or not self._path.exists():
-            self.query_one(Log).write_line(
-                "No log on this machine: the server was started elsewhere."
-            )
+            self.query_one(Log).write_line("No log on this machine: the server was started elsewhere.")
         self._follow()
         self.set_interval(FOLLOW_SECONDS, self._follow)
 

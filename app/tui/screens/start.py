@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from textual import on, work
 from textual.app import ComposeResult
-from textual.binding import Binding
+from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.message import Message
@@ -40,7 +42,7 @@ class StartScreen(Screen[None]):
         .problem { color: $text-error; height: auto; }
     }
     """
-    BINDINGS = [
+    BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "back", "Back", id="start.back", tooltip="Back to the chat"),
         Binding("f5", "reload", "Look again", id="start.reload", tooltip="Read the list of models again"),
     ]

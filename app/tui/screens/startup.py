@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from time import perf_counter
+from typing import ClassVar
 
 from textual import work
 from textual.app import ComposeResult
-from textual.binding import Binding
+from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.message import Message
 from textual.screen import Screen
@@ -27,7 +28,7 @@ from backend.errors import ShardwiseError
 DRAW_SECONDS = 0.1
 
 
-class _GivenUp(Exception):
+class _GivenUpError(Exception):
     """Raised inside the library's progress callback, to end a download that nobody wants any more."""
 
 
@@ -48,7 +49,9 @@ class StartupScreen(Screen[None]):
         .title { text-style: bold; margin: 0 0 1 0; }
     }
     """
-    BINDINGS = [Binding("escape", "cancel", "Cancel", id="startup.cancel", tooltip="Stop, and choose a model")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "cancel", "Cancel", id="startup.cancel", tooltip="Stop, and choose a model")
+    ]
     HELP = """
 # Starting
 
@@ -105,7 +108,7 @@ read, loaded into the engine, and the engine warms up. `F9` shows the server's l
                 self.started = self._dependencies.start(self.model)
                 self.url = self.started.url
             await self._follow(self.url)
-        except _GivenUp:
+        except _GivenUpError:
             return
         except ShardwiseError as error:
             self.post_message(self.Failed(error, self.model))
@@ -120,7 +123,7 @@ read, loaded into the engine, and the engine warms up. `F9` shows the server's l
             """Called in the library's thread, as often as it likes."""
             nonlocal seen
             if self._given_up.is_set():
-                raise _GivenUp
+                raise _GivenUpError
             seen = (done, total)
 
         async def draw(finished: bool = False) -> None:

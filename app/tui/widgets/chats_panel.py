@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Literal
+from typing import ClassVar, Literal
 
 from textual import on
 from textual.app import ComposeResult
-from textual.binding import Binding
+from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.message import Message
@@ -22,7 +22,7 @@ from app.text_safety import clean_line
 class ChatList(OptionList):
     """The chats found; enter opens one, letters act on the highlighted one."""
 
-    BINDINGS = [
+    BINDINGS: ClassVar[list[BindingType]] = [
         Binding("r", "ask('rename')", "Rename", id="chats.rename", tooltip="Give the chat another title"),
         Binding("d,delete", "ask('delete')", "Delete", id="chats.delete", tooltip="Delete the chat for good"),
         Binding("x", "ask('export')", "Export", id="chats.export", tooltip="Write the chat to a Markdown file"),
@@ -50,7 +50,7 @@ class ChatsPanel(Vertical):
         & > .hint { height: auto; color: $text-muted; }
     }
     """
-    BINDINGS = [
+    BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "close", "Close panel", show=False, tooltip="Back to the message"),
         Binding("down", "to_list", "To the list", show=False),
     ]

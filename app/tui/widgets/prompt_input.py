@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from textual import events
-from textual.binding import Binding
+from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import TextArea
 
@@ -25,7 +27,7 @@ class PromptInput(TextArea):
         &:focus { border: tall $border; }
     }
     """
-    BINDINGS = [
+    BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+j", "newline", "New line", id="prompt.newline", show=False, tooltip="Start a new line"),
         Binding("pageup", "screen.scroll_transcript(-1)", "Scroll up", show=False),
         Binding("pagedown", "screen.scroll_transcript(1)", "Scroll down", show=False),

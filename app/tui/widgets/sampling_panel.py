@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from textual import on
 from textual.app import ComposeResult
-from textual.binding import Binding
+from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.message import Message
 from textual.widgets import Button, Input, Label, Static, TextArea
 
 from app.client import SamplingChoice
-from app.tui.sampling_fields import FIELDS, read_all
+from app.sampling_fields import FIELDS, read_all
 
 
 class SamplingPanel(VerticalScroll, can_focus=False):
@@ -34,7 +36,9 @@ class SamplingPanel(VerticalScroll, can_focus=False):
         & > Button { margin: 1 0 0 0; }
     }
     """
-    BINDINGS = [Binding("escape", "close", "Close panel", show=False, tooltip="Back to the message")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "close", "Close panel", show=False, tooltip="Back to the message")
+    ]
 
     class Changed(Message):
         """The system prompt or the sampling is now this."""

@@ -45,7 +45,7 @@ class StageRow(Horizontal):
     def show(self, stage: StageTime) -> None:
         self.remove_class("-waiting", "-running", "-finished")
         self.add_class("-finished" if stage.finished else "-running")
-        self.query_one(".mark", Static).update("✓" if stage.finished else "›")
+        self.query_one(".mark", Static).update("✓" if stage.finished else "→")
         total = stage.total or 1
         done = total if stage.finished else stage.done
         self.query_one(ProgressBar).update(total=total, progress=min(done, total))

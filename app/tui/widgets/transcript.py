@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
-from textual.binding import Binding
+from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.widgets import Button, Static
 
@@ -30,7 +31,9 @@ class Transcript(VerticalScroll):
         &:focus { background-tint: $foreground 3%; }
     }
     """
-    BINDINGS = [Binding("end", "follow", "Follow the end", show=False, tooltip="Scroll to the newest text")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("end", "follow", "Follow the end", show=False, tooltip="Scroll to the newest text")
+    ]
 
     def __init__(self) -> None:
         super().__init__(id="transcript")

@@ -188,7 +188,7 @@ async def test_chats_are_searched_opened_renamed_and_deleted(connected, fake: Fa
         screen = await chat_screen(pilot)
         await say(pilot, "about elephants")
         await pilot.press("ctrl+n")
-        await until(pilot, lambda: not screen.conversation.entries)
+        await until(pilot, lambda: screen.conversation.entries == [])
         await say(pilot, "about giraffes")
         await pilot.press("f2")
         await until(pilot, lambda: bool(screen.query(ChatList)) and screen.query_one(ChatList).option_count == 2)

@@ -46,9 +46,7 @@ FIELDS = (
     SamplingField("min_p", "Min p", 0, 1, False, "Drop tokens less likely than this share of the likeliest"),
     SamplingField("max_tokens", "Max tokens", 1, 1_000_000, True, "End the answer after this many tokens"),
     SamplingField("seed", "Seed", 0, 2**63 - 1, True, "The same seed draws the same answer again"),
-    SamplingField(
-        "repetition_penalty", "Repetition", 0.01, 2, False, "Above 1, tokens seen before become less likely"
-    ),
+    SamplingField("repetition_penalty", "Repetition", 0.01, 2, False, "Above 1, tokens seen before become less likely"),
     SamplingField("presence_penalty", "Presence", -2, 2, False, "Above 0, the answer moves to new words"),
     SamplingField("frequency_penalty", "Frequency", -2, 2, False, "Above 0, often used words become less likely"),
 )
