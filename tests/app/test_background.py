@@ -70,10 +70,11 @@ async def test_only_living_servers_that_answer_are_found(fake: FakeServer, proce
 
 
 def test_the_files_that_servers_write_are_the_files_that_are_read() -> None:
-    with announced(8123, "http://127.0.0.1:8123", "m") as path:
-        assert path.parent == background.runtime_folder()
+    with announced(8123, "http://127.0.0.1:8123", "m"):
+        (path,) = background.runtime_folder().glob("server-*.json")
         read = background._read_record(path)
     assert read == background.ServerRecord(os.getpid(), "http://127.0.0.1:8123", "m")
+    assert not path.exists()
 
 
 async def test_a_start_is_followed_until_ready(fake: FakeServer, process: subprocess.Popen, tmp_path: Path) -> None:

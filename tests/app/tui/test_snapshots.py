@@ -38,10 +38,10 @@ async def still(pilot: Pilot) -> None:
     """No blinking cursor and no scrolling in the picture."""
     for prompt in pilot.app.screen.query(PromptInput):
         prompt.cursor_blink = False
-    for transcript in pilot.app.screen.query(Transcript):
-        transcript.anchor()
-        await until(pilot, lambda: transcript.is_vertical_scroll_end)
     await pilot.pause(0.2)
+    for transcript in pilot.app.screen.query(Transcript):
+        transcript.scroll_end(animate=False, immediate=True)
+    await pilot.pause()
 
 
 @SIZES
