@@ -184,4 +184,5 @@ def test_the_environment_sets_threads_before_the_libraries_load() -> None:
         EngineSettings(files=SETTINGS.files, threads=3), {"OMP_NUM_THREADS": "64", "PYTHONPATH": "/elsewhere"}
     )
     assert environment["OMP_NUM_THREADS"] == environment["NUMBA_NUM_THREADS"] == "3"
+    assert environment["OMP_WAIT_POLICY"] == "passive"
     assert environment["PYTHONPATH"].split(os.pathsep)[1] == "/elsewhere"
