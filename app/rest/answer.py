@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from time import perf_counter
@@ -42,18 +42,17 @@ class Answer:
     def prompt_tokens(self) -> int:
         return self._admitted.prompt_tokens
 
-    async def pieces(self) -> AsyncGenerator[Piece]:
+    def pieces(self) -> AsyncGenerator[Piece]:
         """The pieces of all choices as they come; each choice's last has a reason.
 
         Raises:
             EngineUnavailableError, ApiError: the engine cannot run it, or ended it with an error.
         """
         requests = self._admitted.requests
-        if len(requests) == 1:
-            async with aclosing(self._choice(0, requests[0])) as pieces:
-                async for piece in pieces:
-                    yield piece
-            return
+        # The usual single choice passes through nothing in between.
+        return self._choice(0, requests[0]) if len(requests) == 1 else self._merged(requests)
+
+    async def _merged(self, requests: Sequence[Request]) -> AsyncGenerator[Piece]:
         # Room for a few pieces a choice: a slow reader stops the pumps here, and the engine's side is bounded by
         # max_tokens.
         queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue(4 * len(requests))
