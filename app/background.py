@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -30,6 +31,8 @@ from backend.errors import ShardwiseError
 DEFAULT_PORT = 8000
 POLL_SECONDS = 0.2
 LOG_TAIL_BYTES = 16 * 1024
+MOST_LAST_WORDS = 6
+_TIMED_LINE = re.compile(r"\d{4}-\d\d-\d\dT|Listening on |Ready after ")
 _APP_FOLDER = Path(__file__).resolve().parent
 
 
@@ -162,13 +165,15 @@ async def follow_start(client: ShardwiseClient, started: StartedServer | None = 
 
 
 def start_failure(started: StartedServer) -> StartError:
-    """Why a server of ours has ended, in the words at the end of its log."""
-    lines = log_tail(started.log).strip().splitlines()
-    return StartError(
-        f"The server for {started.model} ended with status {started.process.returncode}",
-        "\n".join(lines[-6:]),
-        f"Its whole log is {started.log}.",
-    )
+    """Why a server of ours has ended: its own last words, which stand after the timed lines of its log."""
+    lines = [line for line in log_tail(started.log).splitlines() if line.strip()]
+    words: list[str] = []
+    while lines and len(words) < MOST_LAST_WORDS and not _TIMED_LINE.match(lines[-1]):
+        words.insert(0, lines.pop())
+    whole = f"The whole log is {started.log}."
+    if not words:
+        return StartError(f"The server ended with status {started.process.returncode}", "", whole)
+    return StartError(words[0], "\n".join(words[1:]), whole)
 
 
 def log_tail(path: Path) -> str:

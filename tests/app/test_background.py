@@ -121,8 +121,8 @@ async def test_a_server_is_started_apart_from_us_with_a_private_log(
     finally:
         started.process.kill()
         started.process.wait()
-    assert "/nowhere/at/all.gguf" in error.value.why
-    assert "Traceback" not in error.value.why
+    assert "/nowhere/at/all.gguf" in f"{error.value.what}\n{error.value.why}"
+    assert "Traceback" not in str(error.value)
     assert str(started.log) in error.value.hint
 
 
@@ -133,3 +133,12 @@ async def test_a_server_is_stopped_and_another_process_left_alone(
     assert stranger.poll() is None
     assert await background.stop_server(process.pid, 5)
     assert process.wait(5) == -15
+
+
+def test_the_last_words_of_a_server_are_told_without_its_timed_lines(process: subprocess.Popen, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("2026-01-02T03:04:05Z [error] engine failed\nOut of memory\nGPU 0 has 3 GB\nUse another model\n")
+    error = background.start_failure(StartedServer(process, "http://127.0.0.1:9", "m", log))
+    assert (error.what, error.why) == ("Out of memory", "GPU 0 has 3 GB\nUse another model")
+    log.write_text("2026-01-02T03:04:05Z [info] started\n")
+    assert "status" in background.start_failure(StartedServer(process, "http://127.0.0.1:9", "m", log)).what

@@ -190,7 +190,7 @@ def test_a_server_that_dies_while_starting_shows_the_end_of_its_log(
     monkeypatch.setattr("backend.library.resolve.pull", lambda model, progress: None)
     done = invoke("fake/model", text="hi")
     assert isinstance(done.exception, StartError)
-    assert done.exception.why == "Out of memory on cpu\nweights need 5 GB"
+    assert (done.exception.what, done.exception.why) == ("Out of memory on cpu", "weights need 5 GB")
 
 
 @pytest.mark.parametrize(("arguments", "text"), [(("m", "--temperature", "9"), "hi"), (("m",), "  \n")])
