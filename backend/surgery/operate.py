@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from torch import nn
 from transformers import PreTrainedModel
 
+from backend.surgery.attention import ServedAttention, served_attention
 from backend.surgery.glu import gated_mlp
 from backend.surgery.linears import PartLinear, SharedProduct, merge, mergeable, serve
 from backend.surgery.norm import ServedRMSNorm, rms_norm
@@ -21,6 +22,7 @@ def operate(model: PreTrainedModel, traced: Traced, lengths: RopeLengths) -> tup
     Returns the lengths past which a sequence must be computed again (ServedModel.recompute_lengths).
     """
     _replace_mlps(model)
+    _replace_attention(model, traced)
     _merge_projections(model, traced)
     _replace_norms(model)
     for path, module in list(model.named_modules()):
@@ -38,12 +40,23 @@ def _replace_mlps(model: nn.Module) -> None:
                 model.set_submodule(path, replacement)
 
 
+def _replace_attention(model: nn.Module, traced: Traced) -> None:
+    groups = {names[0].rpartition(".")[0]: names for names in traced.shared_inputs}
+    for slot, layer in enumerate(traced.layers):
+        if layer.name in groups and layer.name in traced.rotated:
+            module = model.get_submodule(layer.name)
+            replacement = served_attention(module, layer, slot, groups[layer.name])
+            if replacement is not None:
+                model.set_submodule(layer.name, replacement)
+
+
 def _merge_projections(model: nn.Module, traced: Traced) -> None:
     """Merges an attention module's linears that the trace saw being called with one and the same tensor."""
     attention = {layer.name for layer in traced.layers}
     for names in traced.shared_inputs:
         parent = names[0].rpartition(".")[0]
-        if parent in attention and all(name.rpartition(".")[0] == parent for name in names):
+        served = isinstance(model.get_submodule(parent), ServedAttention)
+        if parent in attention and not served and all(name.rpartition(".")[0] == parent for name in names):
             _merge(model, parent, names)
 
 
@@ -63,7 +76,8 @@ def _replace_norms(model: nn.Module) -> None:
     """Probes one norm of each kind, and replaces all that are like it."""
     alike: dict[tuple[object, ...], list[tuple[str, nn.Module]]] = defaultdict(list)
     for path, module in model.named_modules():
-        if "weight" in module._parameters and len(module._parameters) == 1 and not isinstance(module, nn.Linear):
+        kept = isinstance(module, nn.Linear | ServedRMSNorm)
+        if "weight" in module._parameters and len(module._parameters) == 1 and not kept:
             plain = tuple(sorted((k, v) for k, v in vars(module).items() if isinstance(v, int | float | str)))
             weight = module._parameters["weight"]
             if weight is not None and weight.dim() == 1:

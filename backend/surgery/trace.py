@@ -37,10 +37,18 @@ class TracedLayer:
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """What a trace found. `shared_inputs`: names of linear layers that were called with one and the same tensor."""
+    """What a trace found.
+
+    Attributes:
+        layers: attention layers in the order of their slots.
+        shared_inputs: names of linear layers that were called with one and the same tensor, in order of calls.
+        rotated: names of the modules that were called with the keyword `position_embeddings`, two tensors, and at
+            most one argument without keyword.
+    """
 
     layers: tuple[TracedLayer, ...]
     shared_inputs: tuple[tuple[str, ...], ...]
+    rotated: frozenset[str]
 
 
 @dataclass(slots=True)
@@ -49,16 +57,26 @@ class _Recorder:
 
     calls: list[tuple[nn.Module, Tensor, Tensor, Tensor, Any, dict[str, Any]]] = field(default_factory=list)
     inputs: list[tuple[str, Tensor]] = field(default_factory=list)
+    rotated: set[str] = field(default_factory=set)
 
     def watch(self, model: nn.Module) -> None:
         """Notes from now on which tensor each linear layer is called with."""
         for name, module in model.named_modules():
             if type(module) is nn.Linear:
                 module.register_forward_pre_hook(partial(self._note, name))
+            elif hasattr(module, "layer_idx"):
+                module.register_forward_pre_hook(partial(self._note_rotation, name), with_kwargs=True)
 
     def _note(self, name: str, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         if arguments:
             self.inputs.append((name, arguments[0]))
+
+    def _note_rotation(
+        self, name: str, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> None:
+        tables = keywords.get("position_embeddings")
+        if len(arguments) <= 1 and isinstance(tables, tuple) and len(tables) == 2:
+            self.rotated.add(name)
 
     def shared_inputs(self) -> tuple[tuple[str, ...], ...]:
         called = Counter(name for name, _ in self.inputs)
@@ -123,7 +141,7 @@ def trace(model: PreTrainedModel, lengths: RopeLengths) -> Traced:
         raise unsupported(config, "no layer of it computes attention through transformers' attention interface")
     if len({layer.name for layer in layers}) != len(layers):
         raise unsupported(config, "one of its attention modules runs more than once in a pass")
-    return Traced(layers, recorder.shared_inputs())
+    return Traced(layers, recorder.shared_inputs(), frozenset(recorder.rotated))
 
 
 def _layer(config: PreTrainedConfig, name: str, call: tuple[Any, ...]) -> TracedLayer:
