@@ -26,6 +26,7 @@ from backend.engine_client import StageTime
 from backend.errors import ShardwiseError
 
 DRAW_SECONDS = 0.1
+RESTARTING = "The engine died and is being started again; F9 shows why."
 
 
 class _GivenUpError(Exception):
@@ -47,6 +48,7 @@ class StartupScreen(Screen[None]):
             background: $surface;
         }
         .title { text-style: bold; margin: 0 0 1 0; }
+        .note { color: $text-warning; height: auto; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -95,6 +97,7 @@ read, loaded into the engine, and the engine warms up. `F9` shows the server's l
         with Vertical():
             yield Static(f"Starting {clean_line(self.model, 80)}", classes="title", markup=False)
             yield StageList()
+            yield Static("", classes="note", markup=False)
         yield Footer(compact=True)
 
     def on_mount(self) -> None:
@@ -150,6 +153,8 @@ read, loaded into the engine, and the engine warms up. `F9` shows the server's l
         for engine in health.engines:
             for stage in engine.stages:
                 await stages.show(stage)
+        again = any(engine.state == "restarting" for engine in health.engines)
+        self.query_one(".note", Static).update(RESTARTING if again else "")
 
     def action_cancel(self) -> None:
         self._given_up.set()

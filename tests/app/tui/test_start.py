@@ -81,6 +81,8 @@ async def test_a_server_that_is_starting_is_waited_for(outside: Outside, fake: F
     app = ShardwiseApp(outside.dependencies(), connect=fake.url)
     async with app.run_test() as pilot:
         await on_screen(pilot, StartupScreen)
+        fake.status = "restarting"
+        await until(pilot, lambda: "died" in str(app.screen.query_one(".note", Static).content))
         fake.status = "ready"
         await chat_screen(pilot)
 
