@@ -116,9 +116,10 @@ class DetokenizerFactory:
                 False: TokenBytes(tokenizer, to_bytes, frozenset()),
             }
 
-    def make(self, skip_special_tokens: bool = True) -> Detokenizer:
+    def make(self, skip_special_tokens: bool = True, *, continues: bool = False) -> Detokenizer:
+        """A new Detokenizer. With `continues` the text goes on from another, so that its first space is its own."""
         if self._tables is not None:
-            return ByteDetokenizer(self._tables[skip_special_tokens], self._strip_first)
+            return ByteDetokenizer(self._tables[skip_special_tokens], self._strip_first and not continues)
         return WindowDetokenizer(
             lambda tokens: self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens)
         )

@@ -123,9 +123,9 @@ class ModelTokenizer:
     def decode(self, tokens: list[int], *, skip_special_tokens: bool = False) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)
 
-    def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
-        """A new Detokenizer for one answer."""
-        return self._factory.make(skip_special_tokens)
+    def detokenizer(self, *, skip_special_tokens: bool = True, continues: bool = False) -> Detokenizer:
+        """A new Detokenizer for one answer; `continues` where the answer goes on from the prompt's text."""
+        return self._factory.make(skip_special_tokens, continues=continues)
 
     def token_bytes(self, token: int) -> bytes:
         return self._factory.token_bytes(token)

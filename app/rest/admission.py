@@ -23,13 +23,17 @@ READY_SECONDS = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A request that may run: `requests` by choice index, and what the texts of the answers need."""
+    """A request that may run: `requests` by choice index, and what the texts of the answers need.
+
+    `continues`: the answers go on from the prompt's text, rather than being turns of their own.
+    """
 
     requests: tuple[Request, ...]
     prompt_tokens: int
     stop_strings: tuple[str, ...]
     include_stop: bool
     skip_special_tokens: bool
+    continues: bool
 
 
 async def admit_chat(body: ChatRequest, served: ServedEngine, settings: RestSettings, request_id: str) -> Admitted:
@@ -160,6 +164,7 @@ def _admit(
         body.stop_strings,
         body.include_stop_str_in_output,
         body.skip_special_tokens,
+        not isinstance(body, ChatRequest) or body.continue_final_message,
     )
 
 

@@ -83,7 +83,7 @@ class Answer:
             await queue.put(None)
 
     async def _choice(self, index: int, request: Request) -> AsyncGenerator[Piece]:
-        admitted, clock = self._admitted, self._metrics.begin(len(request.prompt))
+        admitted, clock = self._admitted, self._metrics.begin()
         text = _ChoiceText(admitted, request, self._served)
         outcome = "abort"
         try:
@@ -129,7 +129,9 @@ class _ChoiceText:
     """The text of one choice: characters, end tokens, stop strings."""
 
     def __init__(self, admitted: Admitted, request: Request, served: ServedEngine) -> None:
-        self._detokenizer = served.tokenizer.detokenizer(skip_special_tokens=admitted.skip_special_tokens)
+        self._detokenizer = served.tokenizer.detokenizer(
+            skip_special_tokens=admitted.skip_special_tokens, continues=admitted.continues
+        )
         self._stops = StopStrings(admitted.stop_strings, admitted.include_stop) if admitted.stop_strings else None
         self._end_tokens = frozenset(request.sampling.stop_tokens)
         self._silent = request.sampling.min_tokens

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 from app.rest.admission import Admitted
 from app.rest.answer import Answer
-from app.rest.errors import ApiError
 from app.rest.metrics import RestMetrics
 from app.rest.schema import Generation
 from app.rest.served import ServedEngine, ServedModels
 from app.rest.settings import RestSettings
-from app.rest.sse import AnswerResponse, Format
+from app.rest.sse import AnswerResponse, Format, Places
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,7 @@ class RestContext:
     models: ServedModels
     metrics: RestMetrics
     settings: RestSettings
+    places: Places
     version: str
 
     def respond(
@@ -43,12 +43,7 @@ class RestContext:
         """
         name, served = self.models.get(body.model)
         metrics = self.metrics.of(name)
-        if self.metrics.active + choices > max(self.settings.active_answers, choices):
-            raise ApiError(
-                f"{self.metrics.active} answers are running or waiting, and {self.settings.active_answers} is the most",
-                status=429,
-                code="too_many_requests",
-            )
+        self.places.check(choices)
         request_id = f"{prefix}-{secrets.token_hex(12)}"
         format_ = shape(
             request_id,
@@ -63,4 +58,4 @@ class RestContext:
         async def start() -> Answer:
             return Answer(await admit(served, request_id), served, metrics)
 
-        return AnswerResponse(start, format_, stream=bool(body.stream))
+        return AnswerResponse(start, format_, stream=bool(body.stream), places=self.places, count=choices)

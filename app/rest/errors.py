@@ -54,7 +54,7 @@ def described(error: Exception) -> tuple[int, dict[str, Any]]:
     if isinstance(error, ApiError):
         return error.status, error_body(str(error), error.status, code=error.error_code, param=error.param)
     if isinstance(error, ContextOverflowError):
-        return 400, error_body(str(error), 400, code=error.code, param="messages")
+        return 400, error_body(str(error), 400, code=error.code)
     if isinstance(error, EngineUnavailableError):
         return 503, error_body(str(error), 503, code=error.code)
     if isinstance(error, ModelNotFoundError):

@@ -53,9 +53,8 @@ class ModelMetrics:
         self.between = Buckets(_BETWEEN)
         self.whole = Buckets(_WHOLE)
         self.finished: dict[str, int] = dict.fromkeys(_REASONS, 0)
-        self.active = 0
 
-    def begin(self, prompt_tokens: int) -> AnswerClock:
+    def begin(self) -> AnswerClock:
         return AnswerClock(self)
 
 
@@ -66,7 +65,6 @@ class AnswerClock:
         self._metrics = metrics
         self._began = perf_counter()
         self._last: float | None = None
-        metrics.active += 1
 
     def token(self, now: float) -> None:
         if self._last is None:
@@ -76,7 +74,6 @@ class AnswerClock:
         self._last = now
 
     def end(self, reason: str) -> None:
-        self._metrics.active -= 1
         self._metrics.whole.observe(perf_counter() - self._began)
         self._metrics.finished[reason] += 1
 
@@ -115,11 +112,6 @@ class RestMetrics(Collector):
 
     def of(self, model: str) -> ModelMetrics:
         return self._models[model]
-
-    @property
-    def active(self) -> int:
-        """Answers that run or wait now."""
-        return sum(model.active for model in self._models.values())
 
     def text(self) -> bytes:
         """The exposition of `/metrics`."""

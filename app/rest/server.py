@@ -21,6 +21,7 @@ from app.rest.routes.status import status_router
 from app.rest.routes.tokenize import tokenize_router
 from app.rest.served import ServedEngine, ServedModels
 from app.rest.settings import RestSettings
+from app.rest.sse import Places
 
 
 def create_app(engines: Mapping[str, ServedEngine], keys: KeyStore, settings: RestSettings | None = None) -> FastAPI:
@@ -40,7 +41,7 @@ def create_app(engines: Mapping[str, ServedEngine], keys: KeyStore, settings: Re
     )
     models = ServedModels(engines)
     metrics = RestMetrics({name: served.engine for name, served in models})
-    context = RestContext(models, metrics, settings, _version())
+    context = RestContext(models, metrics, settings, Places(settings.active_answers), _version())
     for make in (chat_router, completions_router, models_router, tokenize_router, status_router):
         app.include_router(make(context))
     install(app)

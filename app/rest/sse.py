@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.rest.answer import Answer, Piece
-from app.rest.errors import described, error_response, log_failure
+from app.rest.errors import ApiError, described, error_response, log_failure
 
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -50,6 +50,27 @@ class Format(Protocol):
         ...
 
 
+class Places:
+    """How many answers there may be at once. A place is taken from before admission to the last byte."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.taken = 0
+
+    def check(self, count: int) -> None:
+        """Refuses `count` more answers where there is no room. A request alone is never refused.
+
+        Raises:
+            ApiError: with status 429.
+        """
+        if self.taken and self.taken + count > self._most:
+            raise ApiError(
+                f"{self.taken} answers are running or waiting, and {self._most} is the most",
+                status=429,
+                code="too_many_requests",
+            )
+
+
 class AnswerResponse(Response):
     """An answer on its way to a client.
 
@@ -57,13 +78,24 @@ class AnswerResponse(Response):
         start: admits the request; what it raises becomes an error response, as nothing has been sent yet.
         shape: how the answer looks.
         stream: events, or one body at the end.
+        places, count: where its answers are counted, and how many they are.
     """
 
-    def __init__(self, start: Callable[[], Awaitable[Answer]], shape: Format, *, stream: bool) -> None:
+    def __init__(
+        self,
+        start: Callable[[], Awaitable[Answer]],
+        shape: Format,
+        *,
+        stream: bool,
+        places: Places,
+        count: int,
+    ) -> None:
         super().__init__()
         self._start, self._shape, self._stream = start, shape, stream
+        self._places, self._count = places, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._places.taken += self._count
         work = asyncio.ensure_future(self._work(scope, send))
         gone = asyncio.ensure_future(_disconnected(receive))
         try:
@@ -73,6 +105,7 @@ class AnswerResponse(Response):
                 if not task.done():
                     task.cancel()
             await asyncio.gather(work, gone, return_exceptions=True)
+            self._places.taken -= self._count
         if not work.cancelled() and (error := work.exception()) is not None and not isinstance(error, OSError):
             raise error
 

@@ -94,6 +94,12 @@ def test_sentencepiece_tokens_give_the_full_decode(text: str):
     assert streamed(detokenizer, tokens) == tokenizer.decode(tokens)
 
 
+def test_an_answer_that_continues_a_text_keeps_its_first_space():
+    tokens = SENTENCEPIECE.encode("hello", add_special_tokens=False).ids
+    assert streamed(factory(SENTENCEPIECE).make(), tokens) == "hello"
+    assert streamed(factory(SENTENCEPIECE).make(continues=True), tokens) == " hello"
+
+
 @given(tokens=st.lists(st.integers(0, 5), max_size=60))
 def test_other_decoders_give_the_full_decode(tokens: list[int]):
     tokenizer = WORDPIECE
