@@ -43,7 +43,7 @@ def _replace_mlps(model: nn.Module) -> None:
 def _replace_attention(model: nn.Module, traced: Traced) -> None:
     groups = {names[0].rpartition(".")[0]: names for names in traced.shared_inputs}
     for slot, layer in enumerate(traced.layers):
-        if layer.name in groups and layer.name in traced.rotated:
+        if layer.name in groups and traced.rotary_sizes.get(layer.name) == layer.cache.key_size:
             module = model.get_submodule(layer.name)
             replacement = served_attention(module, layer, slot, groups[layer.name])
             if replacement is not None:

@@ -7,9 +7,10 @@ attention we do not reproduce shows itself here; nothing is believed because of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -42,13 +43,13 @@ class Traced:
     Attributes:
         layers: attention layers in the order of their slots.
         shared_inputs: names of linear layers that were called with one and the same tensor, in order of calls.
-        rotated: names of the modules that were called with the keyword `position_embeddings`, two tensors, and at
-            most one argument without keyword.
+        rotary_sizes: for the modules that were called with the keyword `position_embeddings`, two tables, and at
+            most one argument without keyword: the columns of the tables.
     """
 
     layers: tuple[TracedLayer, ...]
     shared_inputs: tuple[tuple[str, ...], ...]
-    rotated: frozenset[str]
+    rotary_sizes: Mapping[str, int]
 
 
 @dataclass(slots=True)
@@ -57,7 +58,7 @@ class _Recorder:
 
     calls: list[tuple[nn.Module, Tensor, Tensor, Tensor, Any, dict[str, Any]]] = field(default_factory=list)
     inputs: list[tuple[str, Tensor]] = field(default_factory=list)
-    rotated: set[str] = field(default_factory=set)
+    rotary_sizes: dict[str, int] = field(default_factory=dict)
 
     def watch(self, model: nn.Module) -> None:
         """Notes from now on which tensor each linear layer is called with."""
@@ -76,7 +77,7 @@ class _Recorder:
     ) -> None:
         tables = keywords.get("position_embeddings")
         if len(arguments) <= 1 and isinstance(tables, tuple) and len(tables) == 2:
-            self.rotated.add(name)
+            self.rotary_sizes[name] = tables[0].shape[-1]
 
     def shared_inputs(self) -> tuple[tuple[str, ...], ...]:
         called = Counter(name for name, _ in self.inputs)
@@ -141,7 +142,7 @@ def trace(model: PreTrainedModel, lengths: RopeLengths) -> Traced:
         raise unsupported(config, "no layer of it computes attention through transformers' attention interface")
     if len({layer.name for layer in layers}) != len(layers):
         raise unsupported(config, "one of its attention modules runs more than once in a pass")
-    return Traced(layers, recorder.shared_inputs(), frozenset(recorder.rotated))
+    return Traced(layers, recorder.shared_inputs(), MappingProxyType(recorder.rotary_sizes))
 
 
 def _layer(config: PreTrainedConfig, name: str, call: tuple[Any, ...]) -> TracedLayer:

@@ -107,6 +107,16 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     "cohere2": _family("Cohere2", **_KINDS, sliding_window=WINDOW, logit_scale=0.5),
     "granite": _family("Granite", attention_multiplier=0.2, residual_multiplier=0.8, logits_scaling=2.0),
     "starcoder2": _family("Starcoder2", sliding_window=WINDOW),
+    "glm4-moe": _family(
+        "Glm4Moe",
+        **_HEADS,
+        **_MIXTURE,
+        n_routed_experts=4,
+        n_shared_experts=1,
+        moe_intermediate_size=32,
+        n_group=1,
+        topk_group=1,
+    ),
     "deepseek-v3": _family("DeepseekV3", **_LATENT),
 }
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
+from transformers import OlmoConfig, PreTrainedConfig
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.gpt_oss.configuration_gpt_oss import GptOssConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts, GptOssRMSNorm
@@ -13,10 +15,16 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.mixtral.configuration_mixtral import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
+from backend.surgery.attention import ServedAttention
+from backend.surgery.build import build
+from backend.surgery.describe import trace_model
 from backend.surgery.experts import run_experts
 from backend.surgery.glu import gated_mlp
 from backend.surgery.linears import Part, PartLinear, ServedLinear, SharedProduct
 from backend.surgery.norm import rms_norm
+from backend.surgery.operate import operate
+from backend.surgery.rope import RopeLengths
+from tests.fakes.tiny_models import FAMILIES
 
 
 class Mlp(nn.Module):
@@ -100,3 +108,28 @@ def test_grouped_experts_equal_the_family_s_own_loop() -> None:
         weights = torch.rand(11, 2, generator=generator)
         expected = experts(x, chosen, weights)
         assert torch.allclose(run_experts(experts, x, chosen, weights), expected, atol=1e-5)
+
+
+def operated_attention(config: PreTrainedConfig) -> nn.Module:
+    """The first attention module of a model after surgery."""
+    _, traced = trace_model(config)
+    model = build(config, torch.float32)
+    operate(model, traced, RopeLengths())
+    return model.get_submodule(traced.layers[0].name)
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "qwen2", "qwen3", "gemma2", "gemma3", "mixtral", "granite"])
+def test_the_common_attention_is_served_by_ours(family: str) -> None:
+    assert isinstance(operated_attention(FAMILIES[family]()), ServedAttention)
+
+
+def test_attention_that_differs_in_anything_keeps_its_own_module() -> None:
+    sizes: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    clamped = OlmoConfig(**sizes, num_attention_heads=2, clip_qkv=8.0)
+    neighbours = FAMILIES["cohere2"]()
+    partly = FAMILIES["glm4-moe"]()
+    assert not isinstance(operated_attention(clamped), ServedAttention)
+    assert not isinstance(operated_attention(partly), ServedAttention)  # rotates half of each head
+    assert not isinstance(operated_attention(neighbours), ServedAttention)  # rotates neighbours, not halves
+    assert not isinstance(operated_attention(FAMILIES["gpt-oss"]()), ServedAttention)  # sinks
+    assert not isinstance(operated_attention(FAMILIES["olmo2"]()), ServedAttention)  # norms over whole projections
