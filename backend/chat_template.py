@@ -23,6 +23,7 @@ from backend.tokenizer import ModelTokenizer
 RENDER_SECONDS = 2.0
 RENDER_CHARACTERS = 8 * 1024 * 1024
 _START_SECONDS = 20.0
+_HOPELESS = 64  # characters a token
 _INHERITED = ("PATH", "TZ", "LANG", "LC_ALL", "LC_TIME", "LD_LIBRARY_PATH")
 RENDERER_COMMAND = (sys.executable, "-P", "-m", "backend.chat_renderer")
 
@@ -217,6 +218,12 @@ class ChatTemplate:
         Raises:
             ContextOverflowError: the prompt has more than `limit` tokens.
         """
+        for message in messages:
+            # What is hopelessly long is refused before it is rendered. A template may leave out parts of a message,
+            # such as earlier thinking, so this is for the extreme only.
+            content = message["content"]
+            if limit is not None and len(content) > _HOPELESS * limit:
+                await asyncio.to_thread(self._tokenizer.check_length, content, limit)
         text, guard = await self.render(
             messages,
             add_generation_prompt=add_generation_prompt,
