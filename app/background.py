@@ -1,8 +1,7 @@
-"""Servers in the background: finding running ones, starting one that outlives us, following its start,
-stopping it.
+"""Servers in the background: finding running ones, starting one that outlives us, following its start, stopping it.
 
-A running server describes itself in `server-PORT.json` in the user's runtime folder; `app.serve` writes and
-removes it.
+A running server describes itself in `server-PORT.json` in the user's runtime folder; the server writes and removes
+it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""ShardwiseClient: our REST API as the faces see it, asynchronous. Finding or starting a server is
-`app.background`'s.
+"""ShardwiseClient: our REST API as the faces see it, asynchronous. Finding a server is `app.background`'s.
 
 Everything that a server sends is cleaned of control sequences here, before any face can show it.
 """

@@ -1,8 +1,6 @@
-"""ChatHistory: chats kept in one SQLite file with full-text search. Writing them out for people is
-`history_export`'s.
+"""ChatHistory: chats kept in one SQLite file with full-text search. Writing them out is `history_export`'s.
 
-One object is one writer: its methods may be called from any thread, one at a time. Each method that changes
-something
+One object is one writer: its methods may be called from any thread, one at a time. Each method that changes something
 is one transaction that is on the disk when it returns (WAL with full synchronization).
 """
 

@@ -1,5 +1,4 @@
-"""Text safety: removes what could steer a terminal from text that a model or a server sent. Showing it is the
-faces' work."""
+"""Text safety: takes what could steer a terminal out of text from models and servers. Showing it is the faces'."""
 
 from __future__ import annotations
 
@@ -7,8 +6,7 @@ import re
 from typing import Literal
 
 # C0 but tab and newline, DEL and C1; bidi controls and marks; line and paragraph separators; lone surrogates
-# (they
-# cannot be encoded); the invisible tag characters; the byte order mark.
+# (they cannot be encoded); the invisible tag characters; the byte order mark.
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff\ufeff\U000e0000-\U000e007f]"
 )

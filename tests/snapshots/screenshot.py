@@ -1,4 +1,4 @@
-"""Saves a picture of a real chat: `python tests/snapshots/screenshot.py URL FILE.svg "question" ["question" ...]`.
+"""Saves a picture of a real chat: `python -m tests.snapshots.screenshot URL FILE.svg "question" ["question" ...]`.
 
 URL is a running server's, such as http://127.0.0.1:8000; the chat is not kept.
 """

@@ -16,14 +16,7 @@ from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import Footer, Markdown
 
-from app.client import (
-    AnswerClock,
-    AnswerStatistics,
-    Delta,
-    ModelInfo,
-    SamplingChoice,
-    ShardwiseClient,
-)
+from app.client import AnswerClock, AnswerStatistics, Delta, ModelInfo, SamplingChoice, ShardwiseClient
 from app.history import Chat, ChatHistory, HistoryError
 from app.history_export import write_export
 from app.tui.conversation import Conversation, Entry, HistoryStore
@@ -115,8 +108,6 @@ Copying goes through the terminal (OSC 52); inside tmux it needs `set -g set-cli
 
     async def on_unmount(self) -> None:
         await self.client.aclose()
-
-    # Answers -----------------------------------------------------------------------------------------------------
 
     @property
     def answering(self) -> bool:
@@ -220,8 +211,6 @@ Copying goes through the terminal (OSC 52); inside tmux it needs `set -g set-cli
                 self.notify(str(error), title="Chat history", severity="warning", timeout=15, markup=False)
             status.unsaved = True
 
-    # Actions -----------------------------------------------------------------------------------------------------
-
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action == "stop":
             return self.answering
@@ -278,8 +267,6 @@ Copying goes through the terminal (OSC 52); inside tmux it needs `set -g set-cli
         self.app.copy_to_clipboard(event.href)
         self.notify(f"Copied the link: {event.href}", markup=False)
 
-    # Side panels -------------------------------------------------------------------------------------------------
-
     async def action_toggle_chats(self) -> None:
         await self._toggle(ChatsPanel, ChatsPanel)
 
@@ -301,12 +288,9 @@ Copying goes through the terminal (OSC 52); inside tmux it needs `set -g set-cli
         await self.query_one("#body").mount(make())
 
     @on(ChatsPanel.Closed)
-    async def _close_chats(self, event: ChatsPanel.Closed) -> None:
-        await self.action_toggle_chats()
-
     @on(SamplingPanel.Closed)
-    async def _close_sampling(self, event: SamplingPanel.Closed) -> None:
-        await self.action_toggle_sampling()
+    async def _close_panel(self, event: Message) -> None:
+        await (self.action_toggle_chats() if isinstance(event, ChatsPanel.Closed) else self.action_toggle_sampling())
 
     @on(SamplingPanel.Changed)
     def _sampling_changed(self, event: SamplingPanel.Changed) -> None:
@@ -398,8 +382,6 @@ Copying goes through the terminal (OSC 52); inside tmux it needs `set -g set-cli
         turns = await self._store.run(ChatHistory.turns, chat.id)
         path = await asyncio.to_thread(write_export, chat, turns, self._dependencies.exports, kind)
         self.notify(f"Written to {path}", title="Export", timeout=10, markup=False)
-
-    # The server --------------------------------------------------------------------------------------------------
 
     def show_server(self, problem: str) -> None:
         """Says what the server's state means for the user; an empty text when all is well again."""
