@@ -219,7 +219,7 @@ async def test_export_writes_the_chat(connected, outside: Outside) -> None:
         await say(pilot, "hi there")
         screen = await chat_screen(pilot)
         screen.export_current("markdown")
-        await until(pilot, lambda: (outside.folder / "shardwise-hi-there.md").exists())
+        await until(pilot, (outside.folder / "shardwise-hi-there.md").exists)
 
 
 async def test_old_messages_are_mounted_when_asked_for(connected, outside: Outside) -> None:
