@@ -112,9 +112,11 @@ def _record(
     value: Tensor,
     attention_mask: Any,
     *,
-    recorder: _Recorder,
+    recorder: _Recorder | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
+    if recorder is None:
+        raise TypeError("its layers do not pass further arguments on to their attention")
     recorder.calls.append((module, query, key, value, attention_mask, rest))
     return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
 

@@ -65,10 +65,11 @@ def test_the_native_dtype_is_the_config_s() -> None:
             ),
             "mask",
         ),
+        (transformers.StableLmConfig(**SMALL, num_key_value_heads=2), "further arguments"),
         (transformers.DeepseekV4Config(), "compressed keys"),
         (transformers.ViTConfig(), "no causal language model"),
     ],
-    ids=["mamba", "t5", "bert", "llama4", "deepseek-v4", "vit"],
+    ids=["mamba", "t5", "bert", "llama4", "stablelm", "deepseek-v4", "vit"],
 )
 def test_models_we_would_get_wrong_are_refused_by_name(config: transformers.PreTrainedConfig, reason: str) -> None:
     with pytest.raises(UnsupportedModelError, match=reason) as caught:
