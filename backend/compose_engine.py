@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from backend.engine import Engine
 from backend.engine_settings import EngineSettings
@@ -13,6 +14,9 @@ from backend.library.checks import check
 from backend.planner.decide import PAGE_TOKENS, decide
 from backend.planner.model_facts import ModelFacts
 from backend.planner.plan import Plan
+
+if TYPE_CHECKING:
+    from quant.cpu.team import Team
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -75,10 +79,11 @@ def compose_engine(settings: EngineSettings, on_progress: OnProgress) -> Compose
     model = load_model(
         settings.files, dtype=dtype, device=device, on_progress=lambda done, total: on_progress("load", done, total)
     )
-    model = pack_model(model, WEIGHT_FORMATS[plan.weight_format], plan.threads)
+    team = _team(plan)
+    model = pack_model(model, WEIGHT_FORMATS[plan.weight_format], team)
     on_progress("warm up", 0, 0)
     layout = build_layout(facts.layers, dtype.itemsize, PAGE_TOKENS)
-    runner = Runner(model, layout, plan.pages, plan.threads)
+    runner = Runner(model, layout, plan.pages, team)
     runner.warm_up(PROCESSOR_WARM_UP if device.type == "cpu" else plan.step_tokens)
     scheduler = Scheduler(
         CacheManager(layout, plan.pages),
@@ -95,3 +100,12 @@ def compose_engine(settings: EngineSettings, on_progress: OnProgress) -> Compose
         weights_bytes=(model.weights_bytes,),
         devices=(str(device),),
     )
+
+
+def _team(plan: Plan) -> Team | None:
+    """The threads that compute on a processor; a GPU needs none."""
+    if plan.ranks[0].device != "cpu":
+        return None
+    from quant.cpu.team import Team
+
+    return Team(plan.threads)

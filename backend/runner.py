@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from kvcache.attention.kernel import AttentionKernel, AttentionShape, LayerPages
 from kvcache.attention.table import attention_kernels, choose_kernel
 from kvcache.layout import CacheLayout
 from kvcache.page_memory import PageMemory
+
+if TYPE_CHECKING:
+    from quant.cpu.team import Team
 
 
 class PagedContext:
@@ -49,11 +52,12 @@ class PagedContext:
 class Runner:
     """One rank's model, pages and sampler; an Executor for an engine whose only rank lives in its process."""
 
-    def __init__(self, model: ServedModel, layout: CacheLayout, pages: int, threads: int) -> None:
-        self._model, self._layout = model, layout
+    def __init__(self, model: ServedModel, layout: CacheLayout, pages: int, team: Team | None) -> None:
+        """team: the threads that compute, on a processor."""
+        self._model, self._layout, self._team = model, layout, team
         self._memory = PageMemory(layout, pages, model.dtype, model.device)
         self._sampler = Sampler(model.facts.vocabulary, model.device)
-        kernels = attention_kernels(model.device.type, threads)
+        kernels = attention_kernels(team)
         self._shapes = {slot: self._shape(slot) for group in layout.groups for slot in group.slots}
         self._kernels = {slot: choose_kernel(kernels, shape) for slot, shape in self._shapes.items()}
 
@@ -78,7 +82,7 @@ class Runner:
         return [None if part.sample is None else next(sampled) for part in batch.slices]
 
     def warm_up(self, tokens: int) -> None:
-        """One prefill of at most `tokens` and one decode over free pages: compiles kernels, finds the peak of memory."""
+        """One prefill of at most `tokens` and one decode over free pages: compiles kernels, finds the memory peak."""
         tokens = max(1, min([tokens, *(self._memory.pages * group.page_tokens for group in self._layout.groups)]))
         spans = tuple(PageSpan(0, range(-(-tokens // group.page_tokens))) for group in self._layout.groups)
         task = SampleTask(Sampling(), (0,), ())
@@ -86,8 +90,10 @@ class Runner:
             self.execute(Batch(0, (Slice(0, 0, (0,) * count, count, count, spans, task),)))
 
     def close(self) -> None:
-        """Gives the pages' memory back."""
+        """Gives the pages' memory back and ends the compute threads."""
         del self._memory
+        if self._team is not None:
+            self._team.close()
 
     def _shape(self, slot: int) -> AttentionShape:
         group = next(group for group in self._layout.groups if slot in group.slots)

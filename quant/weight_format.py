@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
 from quant.weights.model import ModelFormat
+
+if TYPE_CHECKING:
+    from quant.cpu.team import Team
 
 
 class Linear(Protocol):
@@ -33,8 +36,8 @@ class WeightFormat(Protocol):
 
     name: str
 
-    def linear(self, weight: Tensor, bias: Tensor | None, threads: int) -> Linear:
-        """weight: [columns, depth]; bias: [columns]; threads: how many may compute on a processor."""
+    def linear(self, weight: Tensor, bias: Tensor | None, team: Team | None) -> Linear:
+        """weight: [columns, depth]; bias: [columns]; team: the threads that compute, on a processor."""
         ...
 
 

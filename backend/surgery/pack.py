@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from backend.surgery.linears import ServedLinear, served_linears
 from backend.surgery.model import ServedModel
 from backend.surgery.norm import ServedRMSNorm
 from quant.weight_format import Linear, WeightFormat
+
+if TYPE_CHECKING:
+    from quant.cpu.team import Team
 
 
 class TiedEmbedding(nn.Module):
@@ -29,20 +33,20 @@ class TiedEmbedding(nn.Module):
 
 
 @torch.no_grad()
-def pack_model(model: ServedModel, weight_format: WeightFormat, threads: int) -> ServedModel:
+def pack_model(model: ServedModel, weight_format: WeightFormat, team: Team | None) -> ServedModel:
     """The same model, with its linears in `weight_format` and kernels chosen; weights that were copied are dropped.
 
     Linear by linear, so that no more than one weight is held twice at a time. The model must not be used while this
-    runs, and its modules are changed in place.
+    runs, and its modules are changed in place. `team`: the threads that compute, on a processor.
     """
     packed = 0
     for _, linear in list(served_linears(model.module)):
-        stored = weight_format.linear(linear.weight, linear.bias, threads)
+        stored = weight_format.linear(linear.weight, linear.bias, team)
         _tie(model.module, linear, stored)
         linear.adopt(stored)
         packed += stored.bytes
-    if model.device.type == "cpu":
-        _use_processor_kernels(model.module)
+    if team is not None:
+        _use_processor_kernels(model.module, team)
     left = sum(parameter.nbytes for parameter in model.module.parameters())
     return replace(model, weights_bytes=packed + left)
 
@@ -55,30 +59,30 @@ def _tie(module: nn.Module, linear: ServedLinear, stored: Linear) -> None:
             module.set_submodule(path, TiedEmbedding(stored))
 
 
-def _use_processor_kernels(module: nn.Module) -> None:
+def _use_processor_kernels(module: nn.Module, team: Team) -> None:
     # They compile at first import, which a GPU's process need not pay for.
     from backend.surgery.processor_kernels import RowNorm, serves
 
     for child in module.modules():
         if isinstance(child, ServedRMSNorm) and serves(child.weight, child.weight.shape[0]):
-            child.kernel = RowNorm(child.gain(), child.epsilon)
+            child.kernel = RowNorm(child.gain(), child.epsilon, team)
         if isinstance(child, GluStep):
             name = _activation_name(child.activation)
             if name is not None:
-                child.kernel = _Gated(name, child)
+                child.kernel = _Gated(name, child, team)
 
 
 class _Gated:
     """A GluStep's kernel: the processor's where it serves the product's width, else the step's own."""
 
-    def __init__(self, activation: str, step: GluStep) -> None:
-        from backend.surgery.processor_kernels import gated_activation, serves
+    def __init__(self, activation: str, step: GluStep, team: Team) -> None:
+        from backend.surgery.processor_kernels import GatedActivation, serves
 
-        self._activation, self._step, self._run, self._serves = activation, step, gated_activation, serves
+        self._step, self._run, self._serves = step, GatedActivation(activation, team), serves
 
     def __call__(self, product: Tensor) -> Tensor:
         if self._serves(product, product.shape[-1] // 2):
-            return self._run(product, self._activation)
+            return self._run(product)
         return self._step.combine(product)
 
 

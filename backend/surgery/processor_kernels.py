@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import torch
 from llvmlite import ir
-from numba import njit, prange
+from numba import cfunc
 from torch import Tensor
 
 from quant.cpu.arithmetic import (
@@ -36,9 +37,11 @@ from quant.cpu.instructions import (
     integer,
     load,
 )  # fmt: skip
+from quant.cpu.team import ITEM_SIGNATURE, Team, arguments_at
 
-# Elements below which the start of a second thread costs more than it brings.
-PARALLEL_ELEMENTS = 16384
+# Rows that a thread takes at once: fewer are not worth a second thread.
+ITEM_ROWS = 16
+NORM_WORDS, GATED_WORDS = 7, 6
 
 _KINDS = (torch.bfloat16, torch.float32)
 
@@ -122,83 +125,77 @@ _gelu_row = _gated_row("gelu_row", _gelu_tanh)
 ACTIVATIONS = ("silu", "gelu_tanh")
 
 
-@njit(nogil=True, cache=True)
-def _norm_rows(paired, x, stride, weight, out, rows, vectors, constants):
+@cfunc(ITEM_SIGNATURE, cache=True)
+def _norm_item(arguments, item, thread):
+    """ITEM_ROWS rows of RMSNorm."""
+    words = arguments_at(arguments, NORM_WORDS)
+    paired, x, weight, out, rows, vectors, constants = (
+        words[0], words[1], words[2], words[3], words[4], words[5], words[6]
+    )  # fmt: skip
     size = vectors * (32 if paired else 64)
-    for row in range(rows):
-        _norm(paired, x + row * stride, weight, out + row * size, vectors, constants)
+    for row in range(item * ITEM_ROWS, min(rows, (item + 1) * ITEM_ROWS)):
+        _norm(paired, x + row * size, weight, out + row * size, vectors, constants)
 
 
-@njit(nogil=True, cache=True, parallel=True)
-def _norm_rows_parallel(paired, x, stride, weight, out, rows, vectors, constants):
+@cfunc(ITEM_SIGNATURE, cache=True)
+def _gated_item(arguments, item, thread):
+    """ITEM_ROWS rows of a gated activation."""
+    words = arguments_at(arguments, GATED_WORDS)
+    silu, paired, x, out, rows, vectors = words[0], words[1], words[2], words[3], words[4], words[5]
     size = vectors * (32 if paired else 64)
-    for row in prange(rows):
-        _norm(paired, x + row * stride, weight, out + row * size, vectors, constants)
-
-
-@njit(nogil=True, cache=True)
-def _gated(silu, paired, gate, up, out, vectors):
-    if silu:
-        _silu_row(paired, gate, up, out, vectors)
-    else:
-        _gelu_row(paired, gate, up, out, vectors)
-
-
-@njit(nogil=True, cache=True)
-def _gated_rows(silu, paired, x, out, rows, vectors):
-    size = vectors * (32 if paired else 64)
-    for row in range(rows):
-        _gated(silu, paired, x + 2 * row * size, x + (2 * row + 1) * size, out + row * size, vectors)
-
-
-@njit(nogil=True, cache=True, parallel=True)
-def _gated_rows_parallel(silu, paired, x, out, rows, vectors):
-    size = vectors * (32 if paired else 64)
-    for row in prange(rows):
-        _gated(silu, paired, x + 2 * row * size, x + (2 * row + 1) * size, out + row * size, vectors)
+    for row in range(item * ITEM_ROWS, min(rows, (item + 1) * ITEM_ROWS)):
+        gate, target = x + 2 * row * size, out + row * size
+        if silu:
+            _silu_row(paired, gate, gate + size, target, vectors)
+        else:
+            _gelu_row(paired, gate, gate + size, target, vectors)
 
 
 class RowNorm:
     """RMSNorm over the last dimension with a fixed float32 weight and epsilon."""
 
-    def __init__(self, weight: Tensor, epsilon: float) -> None:
+    def __init__(self, weight: Tensor, epsilon: float, team: Team) -> None:
         """weight: [size], any dtype; a multiple of 16 elements."""
         self._weight = weight.float().contiguous()
         self._size = weight.shape[0]
         self._constants = torch.tensor([1.0 / self._size, epsilon], dtype=torch.float32)
-        self._places = (self._weight.data_ptr(), self._constants.data_ptr())
+        self._team = team
+        self._words = numpy.zeros(NORM_WORDS, numpy.int64)
+        self._words[[2, 5, 6]] = self._weight.data_ptr(), self._size // LANES, self._constants.data_ptr()
+        self._arguments = self._words.ctypes.data
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [..., size] in bfloat16 or float32; the same shape and dtype, computed in float32."""
         if not x.is_contiguous():
             x = x.contiguous()
         out = torch.empty_like(x)
-        elements = x.numel()
-        if elements:
-            weight, constants = self._places
-            run = _norm_rows if elements < PARALLEL_ELEMENTS else _norm_rows_parallel
-            size = self._size
-            run(
-                int(x.dtype == torch.bfloat16), x.data_ptr(), size * x.element_size(), weight, out.data_ptr(),
-                elements // size, size // LANES, constants,
-            )  # fmt: skip
+        rows = x.numel() // self._size
+        words = self._words
+        words[0], words[1] = x.dtype == torch.bfloat16, x.data_ptr()
+        words[3], words[4] = out.data_ptr(), rows
+        self._team.run(_norm_item, self._arguments, -(-rows // ITEM_ROWS))
         return out
 
 
-def gated_activation(x: Tensor, activation: str) -> Tensor:
-    """x: [..., 2 * size], gate then up, size a multiple of 16 -> activation(gate) * up: [..., size].
+class GatedActivation:
+    """activation(gate) * up over merged products; `activation` is one of ACTIVATIONS."""
 
-    In bfloat16 or float32; computed in float32 and rounded once. `activation` is one of ACTIVATIONS.
-    """
-    size = x.shape[-1] // 2
-    if not x.is_contiguous():
-        x = x.contiguous()
-    out = torch.empty((*x.shape[:-1], size), dtype=x.dtype)
-    elements = out.numel()
-    if elements:
-        run = _gated_rows if elements < PARALLEL_ELEMENTS else _gated_rows_parallel
-        run(
-            int(activation == "silu"), int(x.dtype == torch.bfloat16), x.data_ptr(), out.data_ptr(),
-            elements // size, size // LANES,
-        )  # fmt: skip
-    return out
+    def __init__(self, activation: str, team: Team) -> None:
+        self._team = team
+        self._words = numpy.zeros(GATED_WORDS, numpy.int64)
+        self._words[0] = activation == "silu"
+        self._arguments = self._words.ctypes.data
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [..., 2 * size], gate then up, size a multiple of 16 -> [..., size].
+
+        In bfloat16 or float32; computed in float32 and rounded once.
+        """
+        size = x.shape[-1] // 2
+        if not x.is_contiguous():
+            x = x.contiguous()
+        out = torch.empty((*x.shape[:-1], size), dtype=x.dtype)
+        rows = out.numel() // size
+        self._words[1:] = x.dtype == torch.bfloat16, x.data_ptr(), out.data_ptr(), rows, size // LANES
+        self._team.run(_gated_item, self._arguments, -(-rows // ITEM_ROWS))
+        return out

@@ -15,19 +15,23 @@ from dataclasses import dataclass
 
 import numpy
 import torch
-from numba import carray, njit, prange  # pyright: ignore[reportPrivateImportUsage]
+from numba import carray, cfunc, njit  # pyright: ignore[reportPrivateImportUsage]
 from numpy.typing import NDArray
 from torch import Tensor
 
 from kvcache.attention.kernel import AttentionShape, GroupStep, LayerPages
 from kvcache.attention.softmax import HIDDEN, cap_scores, soften_row
-from quant.cpu.memory import bits_of_float, floats_at, halves_at, integers_at, next_index
+from quant.cpu.memory import bits_of_float, floats_at, halves_at, integers_at, short_integers_at
+from quant.cpu.team import ITEM_SIGNATURE, Team, arguments_at
 from quant.cpu.tiles import gather_tile, product_tile
 
 # Query rows (tokens times query heads of a kv head) that one work item computes, in tiles of 6.
 ITEM_ROWS = 24
 # Positions whose scores are held at once.
 SPAN = 64
+# Tokens whose K and V one thread writes faster than two would begin to.
+WRITE_ALONE = 64
+ATTEND_WORDS, WRITE_WORDS, SCRATCH_WORDS = 20, 16, 10
 
 _scores6, _scores5, _scores4, _scores3, _scores2, _scores1 = (
     product_tile(rows, 4, rounded=False) for rows in (6, 5, 4, 3, 2, 1)
@@ -193,27 +197,30 @@ def _finish(sums, factor, line, size, paired):
             floats[i] = sums[i] * factor
 
 
-@njit(nogil=True, parallel=True, cache=True)
-def _attend(
-    paired, query, query_stride, out, out_stride, group, kv_heads, key_size, value_size, page_tokens, keys, values,
-    page_stride, head_stride, window, scaling, softcap, sinks, work, tables, scratch, counter, threads,
-):  # fmt: skip
-    """Threads take (tokens, kv head) items off a shared counter; work [items, 5] as `prepare` makes it."""
+@cfunc(ITEM_SIGNATURE, cache=True)
+def _attend_item(arguments, item, thread):
+    """A few tokens of one sequence under one kv head; work [items, 5] as `prepare` makes it."""
+    words = arguments_at(arguments, ATTEND_WORDS)
+    paired, query, query_stride, out, out_stride, group, kv_heads, key_size, value_size = (
+        words[0], words[1], words[2], words[3], words[4], words[5], words[6], words[7], words[8]
+    )  # fmt: skip
+    page_tokens, keys, values, page_stride, head_stride, window, sinks, work, tables, columns, scratch = (
+        words[9], words[10], words[11], words[12], words[13], words[14], words[15], words[16], words[17], words[18],
+        words[19],
+    )  # fmt: skip
+    numbers = carray(floats_at(arguments + 8 * ATTEND_WORDS), (2,))
     element = 2 if paired else 4
-    for thread in prange(threads):
-        while True:
-            item = next_index(counter)  # pyright: ignore[reportCallIssue]
-            if item >= work.shape[0] * kv_heads:
-                break
-            line, kv_head = work[item // kv_heads], item % kv_heads
-            sequence, token, position, tokens, first_page = line[0], line[1], line[2], line[3], line[4]
-            head = kv_head * group
-            _item(
-                paired, query + token * query_stride + head * key_size * element, query_stride,
-                out + token * out_stride + head * value_size * element, out_stride, group, key_size, value_size,
-                page_tokens, keys + kv_head * head_stride, values + kv_head * head_stride, page_stride, window, scaling,
-                softcap, sinks, head, tokens, position, first_page, tables[sequence], scratch[thread],
-            )  # fmt: skip
+    line, kv_head = arguments_at(work + item // kv_heads * 40, 5), item % kv_heads
+    sequence, token, position, tokens, first_page = line[0], line[1], line[2], line[3], line[4]
+    head = kv_head * group
+    _item(
+        paired, query + token * query_stride + head * key_size * element, query_stride,
+        out + token * out_stride + head * value_size * element, out_stride, group, key_size, value_size, page_tokens,
+        keys + kv_head * head_stride, values + kv_head * head_stride, page_stride, window, numbers[0], numbers[1],
+        sinks, head, tokens, position, first_page,
+        carray(short_integers_at(tables + sequence * columns * 4), (columns,)),
+        arguments_at(scratch + thread * SCRATCH_WORDS * 8, SCRATCH_WORDS),
+    )  # fmt: skip
 
 
 @njit(nogil=True, cache=True)
@@ -251,20 +258,24 @@ def _write_token(paired, key, value, kv_heads, key_size, value_size, page_tokens
                     plain[i, offset, j] = floats[i, j]
 
 
-@njit(nogil=True, parallel=True, cache=True)
-def _write(
-    paired, key, key_stride, value, value_stride, kv_heads, key_size, value_size, page_tokens, keys, values,
-    page_stride, head_stride, slots, threads,
-):  # fmt: skip
-    # A page belongs to one thread, the one of its number: its first token clears it before the others write.
-    for thread in prange(threads):
-        for token in range(slots.shape[0]):
-            page, offset = slots[token] // page_tokens, slots[token] % page_tokens
-            if page % threads == thread:
-                _write_token(
-                    paired, key + token * key_stride, value + token * value_stride, kv_heads, key_size, value_size,
-                    page_tokens, keys + page * page_stride, values + page * page_stride, head_stride, offset,
-                )  # fmt: skip
+@cfunc(ITEM_SIGNATURE, cache=True)
+def _write_item(arguments, item, thread):
+    """The tokens whose page has this number modulo the items: a page's first token clears it before others write."""
+    words = arguments_at(arguments, WRITE_WORDS)
+    paired, key, key_stride, value, value_stride, kv_heads, key_size, value_size = (
+        words[0], words[1], words[2], words[3], words[4], words[5], words[6], words[7]
+    )  # fmt: skip
+    page_tokens, keys, values, page_stride, head_stride, slots, tokens, items = (
+        words[8], words[9], words[10], words[11], words[12], words[13], words[14], words[15]
+    )  # fmt: skip
+    places = arguments_at(slots, tokens)
+    for token in range(tokens):
+        page, offset = places[token] // page_tokens, places[token] % page_tokens
+        if page % items == item:
+            _write_token(
+                paired, key + token * key_stride, value + token * value_stride, kv_heads, key_size, value_size,
+                page_tokens, keys + page * page_stride, values + page * page_stride, head_stride, offset,
+            )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,9 +293,10 @@ class ProcessorKernel:
 
     name = "processor"
 
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
-        self._counter = numpy.zeros(1, numpy.int64)
+    def __init__(self, team: Team) -> None:
+        self._team = team
+        self._attend_words = numpy.zeros(ATTEND_WORDS + 1, numpy.int64)
+        self._write_words = numpy.zeros(WRITE_WORDS, numpy.int64)
         self._scratch: dict[tuple[int, int], NDArray[numpy.int64]] = {}
         self._memory: list[Tensor] = []
 
@@ -319,12 +331,15 @@ class ProcessorKernel:
     def write(self, key: Tensor, value: Tensor, pages: LayerPages, prepared: _Prepared) -> None:
         shape, size = prepared.shape, key.element_size()
         key, value = _rows_contiguous(key), _rows_contiguous(value)
-        _write(
-            int(key.dtype == torch.bfloat16), key.data_ptr(), key.stride(0) * size, value.data_ptr(),
-            value.stride(0) * size, shape.kv_heads, shape.key_size, shape.value_size, shape.page_tokens,
-            pages.keys.data_ptr(), pages.values.data_ptr(), pages.keys.stride(0) * size, pages.keys.stride(1) * size,
-            prepared.slots, self._threads if len(prepared.slots) > 64 else 1,
+        tokens = len(prepared.slots)
+        items = self._team.threads if tokens > WRITE_ALONE else 1
+        self._write_words[:] = (
+            key.dtype == torch.bfloat16, key.data_ptr(), key.stride(0) * size, value.data_ptr(), value.stride(0) * size,
+            shape.kv_heads, shape.key_size, shape.value_size, shape.page_tokens, pages.keys.data_ptr(),
+            pages.values.data_ptr(), pages.keys.stride(0) * size, pages.keys.stride(1) * size,
+            prepared.slots.ctypes.data, tokens, items,
         )  # fmt: skip
+        self._team.run(_write_item, self._write_words.ctypes.data, items)
 
     def attend(
         self,
@@ -340,15 +355,17 @@ class ProcessorKernel:
         query = _rows_contiguous(query)
         out = torch.empty((query.shape[0], shape.heads, shape.value_size), dtype=query.dtype)
         extra = None if sinks is None else sinks.float().contiguous()
-        self._counter[0] = 0
-        _attend(
-            int(query.dtype == torch.bfloat16), query.data_ptr(), query.stride(0) * size, out.data_ptr(),
+        words = self._attend_words
+        words[:ATTEND_WORDS] = (
+            query.dtype == torch.bfloat16, query.data_ptr(), query.stride(0) * size, out.data_ptr(),
             out.stride(0) * size, shape.heads // shape.kv_heads, shape.kv_heads, shape.key_size, shape.value_size,
             shape.page_tokens, pages.keys.data_ptr(), pages.values.data_ptr(), pages.keys.stride(0) * size,
-            pages.keys.stride(1) * size, shape.window or 0, numpy.float32(scaling), numpy.float32(softcap or 0.0),
-            0 if extra is None else extra.data_ptr(), prepared.work, prepared.tables,
-            self._scratch_for(shape), self._counter.ctypes.data, self._threads,
+            pages.keys.stride(1) * size, shape.window or 0, 0 if extra is None else extra.data_ptr(),
+            prepared.work.ctypes.data, prepared.tables.ctypes.data, prepared.tables.shape[1],
+            self._scratch_for(shape).ctypes.data,
         )  # fmt: skip
+        words[ATTEND_WORDS:].view(numpy.float32)[:] = (scaling, softcap or 0.0)
+        self._team.run(_attend_item, words.ctypes.data, len(prepared.work) * shape.kv_heads)
         return out
 
     def _scratch_for(self, shape: AttentionShape) -> NDArray[numpy.int64]:
@@ -367,8 +384,8 @@ class ProcessorKernel:
                 ITEM_ROWS * 4,
                 8,
             )
-            table = numpy.zeros((self._threads, len(sizes)), numpy.int64)
-            for thread in range(self._threads):
+            table = numpy.zeros((self._team.threads, len(sizes)), numpy.int64)
+            for thread in range(self._team.threads):
                 for column, size in enumerate(sizes):
                     # Zeros matter for the column of zeros; a page of distance keeps threads off each other's lines.
                     self._memory.append(torch.zeros(size + 4096, dtype=torch.uint8))

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from kvcache.attention.kernel import AttentionKernel, AttentionShape
 from kvcache.attention.reference import ReferenceKernel
 
+if TYPE_CHECKING:
+    from quant.cpu.team import Team
 
-def attention_kernels(device_type: str, threads: int) -> tuple[AttentionKernel, ...]:
-    """The kernels for a kind of device; the last one serves every shape."""
-    if device_type == "cpu":
+
+def attention_kernels(team: Team | None) -> tuple[AttentionKernel, ...]:
+    """The kernels of a processor with a team of threads, or of a GPU; the last one serves every shape."""
+    if team is not None:
         # Compiles at import; a GPU never needs it.
         from kvcache.attention.processor import ProcessorKernel
 
-        return ProcessorKernel(threads), ReferenceKernel()
+        return ProcessorKernel(team), ReferenceKernel()
     return (ReferenceKernel(),)
 
 

@@ -121,7 +121,14 @@ def as_intrinsic(name: str, count: int, write: Callable[[ir.Function], None]) ->
 
         return types.void(*[types.intp] * count), emit
 
-    # numba reads the parameters off the signature and does not know *arguments.
+    return with_parameters(typing, count)
+
+
+def with_parameters(typing: Callable[..., Any], count: int) -> Any:
+    """The intrinsic of a typing function `(context, *arguments)`, of which numba is told `count` named parameters.
+
+    (numba reads them off the signature and does not know *arguments.)
+    """
     names = ["context", *(f"argument_{index}" for index in range(count))]
     parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
     typing.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
@@ -131,7 +138,7 @@ def as_intrinsic(name: str, count: int, write: Callable[[ir.Function], None]) ->
 def both_kinds(function: ir.Function, paired: Value, write: Callable[[ir.IRBuilder, bool], None]) -> None:
     """The body for float32 and the one for pairs of bfloat16, chosen by an argument.
 
-    The choice is made here, not by two numba functions, because numba caches no function that closes over intrinsics.
+    The choice is made here, not by two numba functions: numba caches no function that closes over intrinsics.
     """
     entry, halves, floats = (function.append_basic_block(name) for name in ("entry", "halves", "floats"))
     builder = ir.IRBuilder(entry)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import numpy
 import torch
-from numba import njit, prange
+from numba import cfunc, njit
 from torch import Tensor
 
 from quant.cpu.instructions import LANES, VECTOR_BYTES
-from quant.cpu.memory import next_index
+from quant.cpu.team import ITEM_SIGNATURE, Team, arguments_at
 from quant.cpu.tiles import product_tile
 
 TILE_ROWS, TILE_BLOCKS = 6, 4
 # Rows that a thread takes at once of a long product, so that they stay in its second-level cache.
 PANEL_ROWS = 192
+# A product's arguments: paired, left, left_stride, rows, steps, weight, start, out, out_stride, blocks.
+WORDS = 10
 
 _six, _five, _four, _three, _two, _one = (product_tile(rows, TILE_BLOCKS, rounded=True) for rows in (6, 5, 4, 3, 2, 1))
 _six_narrow, _one_narrow = (product_tile(rows, 1, rounded=True) for rows in (6, 1))
@@ -77,33 +79,30 @@ def _panel(paired, left, left_stride, rows, steps, weight, start, out, out_strid
         _one(paired, left, left_stride, steps, start, out, out_stride, b0, b1, b2, b3)
 
 
-@njit(nogil=True, parallel=True, cache=True)
-def _product(paired, left, left_stride, rows, steps, weight, start, out, out_stride, blocks, counter, threads):
-    """Threads take column groups (times row panels) off a shared counter until none is left."""
-    groups = (blocks + TILE_BLOCKS - 1) // TILE_BLOCKS
+@cfunc(ITEM_SIGNATURE, cache=True)
+def _product_item(arguments, item, thread):
+    """One column group of one row panel. All panels of a group follow each other: its weights come from memory once."""
+    words = arguments_at(arguments, WORDS)
+    paired, left, left_stride, rows, steps, weight, start, out, out_stride, blocks = (
+        words[0], words[1], words[2], words[3], words[4], words[5], words[6], words[7], words[8], words[9]
+    )  # fmt: skip
     panels = (rows + PANEL_ROWS - 1) // PANEL_ROWS
     size = steps * VECTOR_BYTES
     width = 32 if paired else 64
-    for _ in prange(threads):
-        while True:
-            item = next_index(counter)  # pyright: ignore[reportCallIssue]
-            if item >= groups * panels:
-                break
-            # All rows of a column group follow each other, so its weights come from memory once.
-            block, first = (item // panels) * TILE_BLOCKS, (item % panels) * PANEL_ROWS
-            count = min(PANEL_ROWS, rows - first)
-            place, target = left + first * left_stride, out + first * out_stride
-            if block + TILE_BLOCKS <= blocks:
-                _panel(
-                    paired, place, left_stride, count, steps,
-                    weight + block * size, start + block * 64, target + block * width, out_stride,
-                )  # fmt: skip
-            else:
-                for single in range(block, blocks):
-                    _narrow_panel(
-                        paired, place, left_stride, count, steps,
-                        weight + single * size, start + single * 64, target + single * width, out_stride,
-                    )  # fmt: skip
+    block, first = (item // panels) * TILE_BLOCKS, (item % panels) * PANEL_ROWS
+    count = min(PANEL_ROWS, rows - first)
+    place, target = left + first * left_stride, out + first * out_stride
+    if block + TILE_BLOCKS <= blocks:
+        _panel(
+            paired, place, left_stride, count, steps,
+            weight + block * size, start + block * 64, target + block * width, out_stride,
+        )  # fmt: skip
+    else:
+        for single in range(block, blocks):
+            _narrow_panel(
+                paired, place, left_stride, count, steps,
+                weight + single * size, start + single * 64, target + single * width, out_stride,
+            )  # fmt: skip
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -123,19 +122,24 @@ class PackedLinear:
     Raises nothing of its own: `supports` says beforehand what it serves.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, threads: int) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, team: Team) -> None:
         """weight: [columns, depth], given up to the packed copy; bias: [columns]."""
         self.columns, self.depth = weight.shape
         self.packed = pack(weight)
-        self.blocks, self.steps = self.packed.shape[0], self.packed.shape[1]
-        self._start = torch.zeros(self.blocks * LANES)
+        blocks, steps = self.packed.shape[0], self.packed.shape[1]
+        self._width = blocks * LANES
+        self._start = torch.zeros(self._width)
         if bias is not None:
             self._start[: self.columns] = bias.float()
-        self._paired = int(weight.dtype == torch.bfloat16)
         self._element = weight.element_size()
-        self._counter = numpy.zeros(1, numpy.int64)
-        self._addresses = (self.packed.data_ptr(), self._start.data_ptr(), self._counter.ctypes.data)
-        self._threads = threads
+        self._groups = -(-blocks // TILE_BLOCKS)
+        self._team = team
+        self._words = numpy.zeros(WORDS, numpy.int64)
+        self._words[[0, 4, 5, 6, 8, 9]] = (
+            weight.dtype == torch.bfloat16, steps, self.packed.data_ptr(), self._start.data_ptr(),
+            self._width * self._element, blocks,
+        )  # fmt: skip
+        self._arguments = self._words.ctypes.data
 
     @staticmethod
     def supports(weight: Tensor) -> bool:
@@ -145,21 +149,17 @@ class PackedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [..., depth] -> [..., columns], in x's dtype, which is the weight's."""
-        shape = x.shape
-        rows = x.numel() // self.depth
-        x = x.reshape(rows, self.depth)
-        width = self.blocks * LANES
-        out = torch.empty((rows, width), dtype=x.dtype)
+        lines = x.reshape(-1, self.depth)
+        rows = lines.shape[0]
+        out = torch.empty((rows, self._width), dtype=x.dtype)
         if rows:
-            weight, start, counter = self._addresses
-            self._counter[0] = 0
-            _product(
-                self._paired, x.data_ptr(), x.stride(0) * self._element, rows, self.steps, weight, start,
-                out.data_ptr(), width * self._element, self.blocks, counter, self._threads,
-            )  # fmt: skip
-        if width != self.columns:
+            words = self._words
+            words[1], words[2] = lines.data_ptr(), lines.stride(0) * self._element
+            words[3], words[7] = rows, out.data_ptr()
+            self._team.run(_product_item, self._arguments, self._groups * -(-rows // PANEL_ROWS))
+        if self._width != self.columns:
             out = out[:, : self.columns]
-        return out.view(*shape[:-1], self.columns)
+        return out if x.dim() == 2 else out.view(*x.shape[:-1], self.columns)
 
     def rows(self, index: Tensor) -> Tensor:
         """The weight's rows at index [T]: [T, depth]. What an embedding tied to this linear looks up."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
 if TYPE_CHECKING:
     from quant.cpu.linear import PackedLinear
+    from quant.cpu.team import Team
 
 
 class TorchLinear:
@@ -34,12 +34,12 @@ class ModelFormat:
 
     name = "model"
 
-    def linear(self, weight: Tensor, bias: Tensor | None, threads: int) -> TorchLinear | PackedLinear:
-        """The packed linear on a processor (bfloat16, float32), else torch's."""
-        if weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float32):
+    def linear(self, weight: Tensor, bias: Tensor | None, team: Team | None) -> TorchLinear | PackedLinear:
+        """The packed linear where a team computes (bfloat16, float32), else torch's."""
+        if team is not None and weight.device.type == "cpu":
             # The kernels compile at first import; a GPU never needs them.
             from quant.cpu.linear import PackedLinear
 
             if PackedLinear.supports(weight):
-                return PackedLinear(weight, bias, threads)
+                return PackedLinear(weight, bias, team)
         return TorchLinear(weight, bias)

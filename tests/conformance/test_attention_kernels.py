@@ -9,9 +9,10 @@ from torch.nn import functional
 from kvcache.attention.kernel import AttentionKernel, AttentionShape
 from kvcache.attention.processor import ProcessorKernel
 from kvcache.attention.reference import ReferenceKernel
+from quant.cpu.team import Team
 from tests.fakes.attention_case import AttentionCase
 
-KERNELS: tuple[AttentionKernel, ...] = (ProcessorKernel(2),)
+KERNELS: tuple[AttentionKernel, ...] = (ProcessorKernel(Team(2)),)
 HEADS = [(9, 3, 64, 64), (4, 4, 16, 32), (8, 1, 80, 48), (14, 2, 256, 128)]
 # (positions in the cache, new tokens) of each sequence; softcap; sinks
 STEPS = (
@@ -65,7 +66,7 @@ def test_the_reference_equals_dense_attention() -> None:
 
 
 def test_shapes_that_the_processor_kernel_leaves_to_the_reference() -> None:
-    kernel = ProcessorKernel(1)
+    kernel = ProcessorKernel(Team(1))
     for heads, page_tokens in (((4, 4, 24, 32), 16), ((4, 3, 32, 32), 16), ((4, 4, 32, 32), 8)):
         assert not kernel.supports(shape_of(heads, page_tokens, None, torch.float32))
     assert not kernel.supports(shape_of((4, 4, 32, 32), 16, None, torch.float16))

@@ -16,6 +16,7 @@ from backend.surgery.load import load_model
 from backend.surgery.pack import pack_model
 from kvcache.cache_manager import CacheManager
 from kvcache.layout import build_layout
+from quant.cpu.team import Team
 from quant.weight_format import WEIGHT_FORMATS
 from tests.fakes.tiny_models import FAMILIES, make_checkpoint, reference_model
 
@@ -50,7 +51,7 @@ def test_the_engine_answers_as_transformers_does(family: str, tmp_path_factory: 
         )  # fmt: skip
         expected[str(length)] = out[0, length:].tolist()
     model = load_model(files, dtype=torch.float32, device=torch.device("cpu"), on_progress=lambda done, total: None)
-    model = pack_model(model, WEIGHT_FORMATS["model"], threads=1)
+    model = pack_model(model, WEIGHT_FORMATS["model"], team=Team(1))
     layout = build_layout(model.facts.layers, 4)
     # The longest sequence, and a little: the others wait, and are preempted for it.
     pages = sum(-(-(max(LENGTHS) + COUNT + STEP_TOKENS) // group.page_tokens) for group in layout.groups) + 2
@@ -58,7 +59,7 @@ def test_the_engine_answers_as_transformers_does(family: str, tmp_path_factory: 
         CacheManager(layout, pages), max_context=128, max_sequences=8, step_tokens=STEP_TOKENS,
         recompute_lengths=model.recompute_lengths,
     )  # fmt: skip
-    engine = Engine(scheduler, Runner(model, layout, pages, threads=1), time.monotonic)
+    engine = Engine(scheduler, Runner(model, layout, pages, team=Team(1)), time.monotonic)
     for length in LENGTHS:
         engine.submit(Request(id=str(length), prompt=prompt(length), sampling=Sampling(max_tokens=COUNT)))
     given: dict[str, list[int]] = {name: [] for name in expected}

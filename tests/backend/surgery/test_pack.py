@@ -13,6 +13,7 @@ from backend.surgery.norm import ServedRMSNorm
 from backend.surgery.pack import TiedEmbedding, pack_model
 from backend.surgery.processor_kernels import RowNorm
 from quant.cpu.linear import PackedLinear
+from quant.cpu.team import Team
 from quant.weight_format import WEIGHT_FORMATS
 from tests.fakes.attention_context import PlainAttentionContext, SequenceCache
 from tests.fakes.tiny_models import make_checkpoint
@@ -29,7 +30,7 @@ def test_the_packed_model_computes_the_same(dtype: torch.dtype, tmp_path_factory
         return model.forward(tokens, torch.arange(8), torch.full((8,), 8), torch.tensor([7]), context)
 
     before, plain_bytes = logits(), model.weights_bytes
-    packed = pack_model(model, WEIGHT_FORMATS["model"], threads=1)
+    packed = pack_model(model, WEIGHT_FORMATS["model"], team=Team(1))
     tolerance = 1e-5 if dtype == torch.float32 else 5e-2
     torch.testing.assert_close(logits(), before, rtol=tolerance, atol=tolerance * before.abs().max().item())
     for _, linear in served_linears(packed.module):
@@ -48,7 +49,7 @@ def test_a_tied_table_is_kept_once(tmp_path_factory: pytest.TempPathFactory) -> 
     module: Any = model.module
     assert module.get_input_embeddings().weight is module.get_output_embeddings().weight
     table = module.get_input_embeddings().weight.clone()
-    packed = pack_model(model, WEIGHT_FORMATS["model"], threads=1)
+    packed = pack_model(model, WEIGHT_FORMATS["model"], team=Team(1))
     embeddings = [module for module in packed.module.modules() if isinstance(module, TiedEmbedding)]
     assert len(embeddings) == 1
     index = torch.tensor([[3, 0, 127]])
