@@ -2,51 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from backend.batch import Batch, PageSpan, Sampled, SampleTask, Slice
+from backend.paged_context import PagedContext
 from backend.request import Sampling
 from backend.sampler import Sampler
 from backend.step_inputs import step_inputs
 from backend.surgery.model import ServedModel
-from kvcache.attention.kernel import AttentionKernel, AttentionShape, LayerPages
+from kvcache.attention.kernel import AttentionKernel, AttentionShape
 from kvcache.attention.table import attention_kernels, choose_kernel
 from kvcache.layout import CacheLayout
 from kvcache.page_memory import PageMemory
 
 if TYPE_CHECKING:
     from quant.cpu.team import Team
-
-
-class PagedContext:
-    """AttentionContext over pages: writes a layer's K and V where the step says, then attends over the pages."""
-
-    def __init__(
-        self,
-        layers: Mapping[int, LayerPages],
-        kernels: Mapping[int, AttentionKernel],
-        prepared: Mapping[int, Any],
-    ) -> None:
-        self._layers, self._kernels, self._prepared = layers, kernels, prepared
-
-    def attend(
-        self,
-        slot: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        softcap: float | None = None,
-        sinks: Tensor | None = None,
-    ) -> Tensor:
-        pages, kernel, prepared = self._layers[slot], self._kernels[slot], self._prepared[slot]
-        kernel.write(key, value, pages, prepared)
-        return kernel.attend(query, pages, prepared, scaling=scaling, softcap=softcap, sinks=sinks)
 
 
 class Runner:
@@ -58,24 +30,25 @@ class Runner:
         self._memory = PageMemory(layout, pages, model.dtype, model.device)
         self._sampler = Sampler(model.facts.vocabulary, model.device)
         kernels = attention_kernels(team)
-        self._shapes = {slot: self._shape(slot) for group in layout.groups for slot in group.slots}
-        self._kernels = {slot: choose_kernel(kernels, shape) for slot, shape in self._shapes.items()}
+        shapes = {slot: (index, self._shape(slot)) for index, group in enumerate(layout.groups) for slot in group.slots}
+        self._kernels = {slot: choose_kernel(kernels, shape) for slot, (_, shape) in shapes.items()}
+        # Slots of one group and shape share what their kernel prepares of a step.
+        self._kinds: list[tuple[int, AttentionShape, AttentionKernel]] = []
+        self._kind_of: dict[int, int] = {}
+        places: dict[tuple[int, AttentionShape], int] = {}
+        for slot, key in shapes.items():
+            if key not in places:
+                places[key] = len(self._kinds)
+                self._kinds.append((*key, self._kernels[slot]))
+            self._kind_of[slot] = places[key]
 
     @torch.inference_mode()
     def execute(self, batch: Batch) -> list[Sampled | None]:
         """Feeds every slice, writes its K and V, and samples where a slice asks for a token."""
         whole_length = bool(self._model.recompute_lengths)
         inputs = step_inputs(batch, self._layout, whole_length=whole_length, device=self._model.device)
-        # Layers of one group share heads or not; what a kernel prepares depends on the shape alone.
-        made: dict[tuple[int, AttentionShape], Any] = {}
-        prepared: dict[int, Any] = {}
-        for index, group in enumerate(self._layout.groups):
-            for slot in group.slots:
-                key = (index, self._shapes[slot])
-                if key not in made:
-                    made[key] = self._kernels[slot].prepare(inputs.groups[index], self._shapes[slot])
-                prepared[slot] = made[key]
-        context = PagedContext(self._memory.layers, self._kernels, prepared)
+        prepared = tuple(kernel.prepare(inputs.groups[group], shape) for group, shape, kernel in self._kinds)
+        context = PagedContext(self._memory.layers, self._kernels, self._kind_of, prepared)
         logits = self._model.forward(inputs.tokens, inputs.positions, inputs.rope_lengths, inputs.rows, context)
         tasks = [part.sample for part in batch.slices if part.sample is not None]
         sampled = iter(self._sampler.sample(logits, tasks) if tasks else [])

@@ -55,7 +55,7 @@ class ServedAttention(nn.Module):
         self.qkv, self.output = projections
         for name, norm in norms:  # under the names that checkpoints give them
             self.add_module(name, norm)
-        self._norms = tuple(norm for _, norm in norms)
+        self.head_norms = tuple(norm for _, norm in norms)
         self.rotary = RotaryStep()
 
     def forward(
@@ -71,8 +71,8 @@ class ServedAttention(nn.Module):
         product = self.qkv(hidden_states)[0].unflatten(-1, (-1, self.head_size))  # [T, heads + 2 * kv_heads, D]
         rotated = self.heads + self.kv_heads
         value = product[:, rotated:]
-        if self._norms:
-            query_norm, key_norm = self._norms
+        if self.head_norms:
+            query_norm, key_norm = self.head_norms
             query = self.rotary(query_norm(product[:, : self.heads]), cos, sin)
             key = self.rotary(key_norm(product[:, self.heads : rotated]), cos, sin)
         else:

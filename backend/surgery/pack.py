@@ -47,6 +47,7 @@ def pack_model(model: ServedModel, weight_format: WeightFormat, team: Team | Non
         packed += stored.bytes
     if team is not None:
         _use_processor_kernels(model.module, team)
+        _fuse_layers(model, team)
     left = sum(parameter.nbytes for parameter in model.module.parameters())
     return replace(model, weights_bytes=packed + left)
 
@@ -72,12 +73,40 @@ def _use_processor_kernels(module: nn.Module, team: Team) -> None:
                 child.kernel = _Gated(name, child, team)
 
 
+def _fuse_layers(model: ServedModel, team: Team) -> None:
+    """Puts a FusedStack in the place of a list of layers, if the whole model then still computes the same."""
+    from backend.surgery.stack import FusedStack
+    from backend.surgery.stacked_layer import EchoContext, stacked_layer
+
+    tokens = torch.arange(3)
+
+    def logits() -> Tensor:
+        return model.forward(tokens, tokens, torch.full((3,), 3), tokens, EchoContext())
+
+    for path, layers in list(model.module.named_modules()):
+        if not isinstance(layers, nn.ModuleList) or len(layers) < 1:
+            continue
+        parts = [stacked_layer(layer) for layer in layers]
+        whole = [part for part in parts if part is not None]
+        if len(whole) < len(parts) or len({tuple(part.widths().values()) for part in whole}) > 1:
+            continue
+        before = logits()
+        model.module.set_submodule(path, nn.ModuleList([FusedStack(whole, team)]))
+        try:
+            same = torch.equal(logits(), before)
+        except (TypeError, AttributeError, IndexError, KeyError, RuntimeError):
+            same = False
+        if not same:
+            model.module.set_submodule(path, layers)
+
+
 class _Gated:
     """A GluStep's kernel: the processor's where it serves the product's width, else the step's own."""
 
     def __init__(self, activation: str, step: GluStep, team: Team) -> None:
         from backend.surgery.processor_kernels import GatedActivation, serves
 
+        self.activation = activation
         self._step, self._run, self._serves = step, GatedActivation(activation, team), serves
 
     def __call__(self, product: Tensor) -> Tensor:

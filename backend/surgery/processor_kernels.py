@@ -1,47 +1,27 @@
-"""Processor kernels for what lies between a model's linears: RMSNorm and gated activations, row by row.
+"""Processor kernels for what lies between a model's linears: norms, rotations, gated activations and additions.
 
-In eager torch each would be three to six calls of a few microseconds, which is most of a small model's step.
+In eager torch each would be three to six calls of a few microseconds, which is most of a small model's step. The item
+functions are also jobs of a `stack`'s program.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy
 import torch
-from llvmlite import ir
 from numba import cfunc
+from numpy.typing import NDArray
 from torch import Tensor
 
-from quant.cpu.arithmetic import (
-    call_named,
-    exponential,
-    hyperbolic_tangent,
-    load_elements,
-    store_elements,
-    total,
-)  # fmt: skip
-from quant.cpu.instructions import (
-    FLOAT,
-    FLOATS,
-    LANES,
-    Totals,
-    Value,
-    as_intrinsic,
-    both_kinds,
-    broadcast,
-    constant,
-    counted_loop,
-    fused_multiply_add,
-    integer,
-    load,
-)  # fmt: skip
+from backend.surgery.processor_rows import add_row, gelu_row, norm_row, rotate_row, silu_row
+from quant.cpu.instructions import LANES
 from quant.cpu.team import ITEM_SIGNATURE, Team, arguments_at
 
 # Rows that a thread takes at once: fewer are not worth a second thread.
 ITEM_ROWS = 16
-NORM_WORDS, GATED_WORDS = 7, 6
+# Tokens whose heads a thread rotates at once.
+ITEM_TOKENS = 4
+NORM_WORDS, GATED_WORDS, TURN_WORDS = 8, 6, 14
+ACTIVATIONS = ("silu", "gelu_tanh")
 
 _KINDS = (torch.bfloat16, torch.float32)
 
@@ -51,104 +31,67 @@ def serves(x: Tensor, size: int) -> bool:
     return x.device.type == "cpu" and x.dtype in _KINDS and size % LANES == 0
 
 
-def _norm_row() -> Any:
-    """Numba intrinsic `(paired, x, weight, out, vectors, constants)`: one row of RMSNorm.
-
-    weight: float32; constants: float32 [2], 1 / size and epsilon. (Zhang and Sennrich, "Root Mean Square Layer
-    Normalization", 2019.)
-    """
-
-    def write(function: ir.Function) -> None:
-        paired, x, weight, out, vectors, constants = function.args
-
-        def body(builder: ir.IRBuilder, halves: bool) -> None:
-            def square(builder: ir.IRBuilder, index: Value, totals: Totals) -> Totals:
-                lanes = load_elements(builder, x, index, halves=halves)
-                return [[fused_multiply_add(builder, lanes, lanes, totals[0][0])]]
-
-            def scale(builder: ir.IRBuilder, index: Value, totals: Totals) -> Totals:
-                factors = load_elements(builder, weight, index, halves=False)
-                lanes = builder.fmul(load_elements(builder, x, index, halves=halves), totals[0][0])
-                store_elements(builder, builder.fmul(lanes, factors), out, index, halves=halves)
-                return totals
-
-            squares = counted_loop(function, builder, vectors, [[constant(0.0)]], square)[0][0]
-            share, epsilon = (load(builder, builder.add(constants, integer(4 * i)), FLOAT) for i in range(2))
-            mean = builder.fadd(builder.fmul(total(builder, squares), share), epsilon)
-            root = call_named(builder, "llvm.sqrt.f32", FLOAT, [mean])
-            inverse = broadcast(builder, builder.fdiv(ir.Constant(FLOAT, 1.0), root))
-            counted_loop(function, builder, vectors, [[inverse]], scale)
-            builder.ret_void()
-
-        both_kinds(function, paired, body)
-
-    return as_intrinsic("norm_row", 6, write)
-
-
-def _silu(builder: ir.IRBuilder, x: Value) -> Value:
-    power = exponential(builder, call_named(builder, "llvm.minnum.v16f32", FLOATS, [builder.fneg(x), constant(87.0)]))
-    return builder.fdiv(x, builder.fadd(constant(1.0), power))
-
-
-def _gelu_tanh(builder: ir.IRBuilder, x: Value) -> Value:
-    """0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) (Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016)."""
-    cube = builder.fmul(builder.fmul(x, x), x)
-    inner = builder.fmul(fused_multiply_add(builder, cube, constant(0.044715), x), constant(0.7978845608028654))
-    tangent = builder.fadd(hyperbolic_tangent(builder, inner), constant(1.0))
-    return builder.fmul(builder.fmul(x, constant(0.5)), tangent)
-
-
-def _gated_row(name: str, activate: Callable[[ir.IRBuilder, Value], Value]) -> Any:
-    """Numba intrinsic `(paired, gate, up, out, vectors)`: out = activate(gate) * up, one row."""
-
-    def write(function: ir.Function) -> None:
-        paired, gate, up, out, vectors = function.args
-
-        def body(builder: ir.IRBuilder, halves: bool) -> None:
-            def step(builder: ir.IRBuilder, index: Value, totals: Totals) -> Totals:
-                active = activate(builder, load_elements(builder, gate, index, halves=halves))
-                product = builder.fmul(active, load_elements(builder, up, index, halves=halves))
-                store_elements(builder, product, out, index, halves=halves)
-                return totals
-
-            counted_loop(function, builder, vectors, [[constant(0.0)]], step)
-            builder.ret_void()
-
-        both_kinds(function, paired, body)
-
-    return as_intrinsic(name, 5, write)
-
-
-_norm = _norm_row()
-_silu_row = _gated_row("silu_row", _silu)
-_gelu_row = _gated_row("gelu_row", _gelu_tanh)
-ACTIVATIONS = ("silu", "gelu_tanh")
-
-
 @cfunc(ITEM_SIGNATURE, cache=True)
-def _norm_item(arguments, item, thread):
-    """ITEM_ROWS rows of RMSNorm."""
+def norm_item(arguments, item, thread):
+    """ITEM_ROWS rows of RMSNorm. Words: paired, x, weight, out, rows, vectors, constants, and what is added to x first.
+
+    (The last is an address of as many rows, or 0; x is changed in place by it.)
+    """
     words = arguments_at(arguments, NORM_WORDS)
-    paired, x, weight, out, rows, vectors, constants = (
-        words[0], words[1], words[2], words[3], words[4], words[5], words[6]
+    paired, x, weight, out, rows, vectors, constants, added = (
+        words[0], words[1], words[2], words[3], words[4], words[5], words[6], words[7]
     )  # fmt: skip
     size = vectors * (32 if paired else 64)
     for row in range(item * ITEM_ROWS, min(rows, (item + 1) * ITEM_ROWS)):
-        _norm(paired, x + row * size, weight, out + row * size, vectors, constants)
+        if added:
+            add_row(paired, x + row * size, added + row * size, vectors)
+        norm_row(paired, x + row * size, weight, out + row * size, vectors, constants)
 
 
 @cfunc(ITEM_SIGNATURE, cache=True)
-def _gated_item(arguments, item, thread):
-    """ITEM_ROWS rows of a gated activation."""
+def add_item(arguments, item, thread):
+    """ITEM_ROWS rows of x += added; the words are a norm's."""
+    words = arguments_at(arguments, NORM_WORDS)
+    paired, x, rows, vectors, added = words[0], words[1], words[4], words[5], words[7]
+    size = vectors * (32 if paired else 64)
+    for row in range(item * ITEM_ROWS, min(rows, (item + 1) * ITEM_ROWS)):
+        add_row(paired, x + row * size, added + row * size, vectors)
+
+
+@cfunc(ITEM_SIGNATURE, cache=True)
+def gated_item(arguments, item, thread):
+    """ITEM_ROWS rows of a gated activation. Words: silu, paired, x, out, rows, vectors."""
     words = arguments_at(arguments, GATED_WORDS)
     silu, paired, x, out, rows, vectors = words[0], words[1], words[2], words[3], words[4], words[5]
     size = vectors * (32 if paired else 64)
     for row in range(item * ITEM_ROWS, min(rows, (item + 1) * ITEM_ROWS)):
         gate, target = x + 2 * row * size, out + row * size
         if silu:
-            _silu_row(paired, gate, gate + size, target, vectors)
+            silu_row(paired, gate, gate + size, target, vectors)
         else:
-            _gelu_row(paired, gate, gate + size, target, vectors)
+            gelu_row(paired, gate, gate + size, target, vectors)
+
+
+@cfunc(ITEM_SIGNATURE, cache=True)
+def turn_item(arguments, item, thread):
+    """Norms, if there are any, and rotates the query and key heads of ITEM_TOKENS tokens, in place.
+
+    Words: paired, product, stride, tokens, heads, kv_heads, vectors of half a head, cos, sin, stride of these, and the
+    norms' weights and constants (query's, key's; 0 where there are none).
+    """
+    words = arguments_at(arguments, TURN_WORDS)
+    paired, product, stride, tokens, heads, kv_heads, vectors = (
+        words[0], words[1], words[2], words[3], words[4], words[5], words[6]
+    )  # fmt: skip
+    cos, sin, table_stride = words[7], words[8], words[9]
+    size = 2 * vectors * (32 if paired else 64)
+    for token in range(item * ITEM_TOKENS, min(tokens, (item + 1) * ITEM_TOKENS)):
+        for head in range(heads + kv_heads):
+            place = product + token * stride + head * size
+            weight, constants = (words[10], words[11]) if head < heads else (words[12], words[13])
+            if weight:
+                norm_row(paired, place, weight, place, 2 * vectors, constants)
+            rotate_row(paired, place, cos + token * table_stride, sin + token * table_stride, vectors)
 
 
 class RowNorm:
@@ -164,6 +107,11 @@ class RowNorm:
         self._words[[2, 5, 6]] = self._weight.data_ptr(), self._size // LANES, self._constants.data_ptr()
         self._arguments = self._words.ctypes.data
 
+    @property
+    def words(self) -> NDArray[numpy.int64]:
+        """A norm job's words as far as they do not depend on a step: weight, vectors, constants."""
+        return self._words
+
     def __call__(self, x: Tensor) -> Tensor:
         """x: [..., size] in bfloat16 or float32; the same shape and dtype, computed in float32."""
         if not x.is_contiguous():
@@ -173,7 +121,7 @@ class RowNorm:
         words = self._words
         words[0], words[1] = x.dtype == torch.bfloat16, x.data_ptr()
         words[3], words[4] = out.data_ptr(), rows
-        self._team.run(_norm_item, self._arguments, -(-rows // ITEM_ROWS))
+        self._team.run(norm_item, self._arguments, -(-rows // ITEM_ROWS))
         return out
 
 
@@ -197,5 +145,5 @@ class GatedActivation:
         out = torch.empty((*x.shape[:-1], size), dtype=x.dtype)
         rows = out.numel() // size
         self._words[1:] = x.dtype == torch.bfloat16, x.data_ptr(), out.data_ptr(), rows, size // LANES
-        self._team.run(_gated_item, self._arguments, -(-rows // ITEM_ROWS))
+        self._team.run(gated_item, self._arguments, -(-rows // ITEM_ROWS))
         return out

@@ -198,7 +198,7 @@ def _finish(sums, factor, line, size, paired):
 
 
 @cfunc(ITEM_SIGNATURE, cache=True)
-def _attend_item(arguments, item, thread):
+def attend_item(arguments, item, thread):
     """A few tokens of one sequence under one kv head; work [items, 5] as `prepare` makes it."""
     words = arguments_at(arguments, ATTEND_WORDS)
     paired, query, query_stride, out, out_stride, group, kv_heads, key_size, value_size = (
@@ -259,7 +259,7 @@ def _write_token(paired, key, value, kv_heads, key_size, value_size, page_tokens
 
 
 @cfunc(ITEM_SIGNATURE, cache=True)
-def _write_item(arguments, item, thread):
+def write_item(arguments, item, thread):
     """The tokens whose page has this number modulo the items: a page's first token clears it before others write."""
     words = arguments_at(arguments, WRITE_WORDS)
     paired, key, key_stride, value, value_stride, kv_heads, key_size, value_size = (
@@ -279,7 +279,7 @@ def _write_item(arguments, item, thread):
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
+class Prepared:
     """A step's work items [items, 5] (sequence, first token, its position, tokens, first page), tables and slots."""
 
     work: NDArray[numpy.int64]
@@ -311,7 +311,7 @@ class ProcessorKernel:
             and shape.page_tokens % 16 == 0
         )
 
-    def prepare(self, step: GroupStep, shape: AttentionShape) -> _Prepared:
+    def prepare(self, step: GroupStep, shape: AttentionShape) -> Prepared:
         edges, starts, first_pages = step.query_starts.numpy(), step.starts.numpy(), step.first_pages.numpy()
         tokens = ITEM_ROWS // (shape.heads // shape.kv_heads)
         if step.max_query <= tokens:
@@ -326,26 +326,36 @@ class ProcessorKernel:
                 for token in range(edges[sequence], edges[sequence + 1], tokens)
             ]  # fmt: skip
             work = numpy.array(lines, numpy.int64)
-        return _Prepared(work=work, tables=step.tables.numpy(), slots=step.slots.numpy(), shape=shape)
+        return Prepared(work=work, tables=step.tables.numpy(), slots=step.slots.numpy(), shape=shape)
 
-    def write(self, key: Tensor, value: Tensor, pages: LayerPages, prepared: _Prepared) -> None:
-        shape, size = prepared.shape, key.element_size()
+    def write(self, key: Tensor, value: Tensor, pages: LayerPages, prepared: Prepared) -> None:
+        size = key.element_size()
         key, value = _rows_contiguous(key), _rows_contiguous(value)
-        tokens = len(prepared.slots)
-        items = self._team.threads if tokens > WRITE_ALONE else 1
-        self._write_words[:] = (
-            key.dtype == torch.bfloat16, key.data_ptr(), key.stride(0) * size, value.data_ptr(), value.stride(0) * size,
+        words = self._write_words
+        self.place_write(words, prepared.shape, pages)
+        words[1:5] = key.data_ptr(), key.stride(0) * size, value.data_ptr(), value.stride(0) * size
+        words[13:16] = self.write_step(prepared)
+        self._team.run(write_item, words.ctypes.data, int(words[15]))
+
+    def place_write(self, words: NDArray[numpy.int64], shape: AttentionShape, pages: LayerPages) -> None:
+        """Fills a write job's words as far as they do not depend on a step: all but key, value (1:5) and 13:16."""
+        size = pages.keys.element_size()
+        words[0] = pages.keys.dtype == torch.bfloat16
+        words[5:13] = (
             shape.kv_heads, shape.key_size, shape.value_size, shape.page_tokens, pages.keys.data_ptr(),
             pages.values.data_ptr(), pages.keys.stride(0) * size, pages.keys.stride(1) * size,
-            prepared.slots.ctypes.data, tokens, items,
         )  # fmt: skip
-        self._team.run(_write_item, self._write_words.ctypes.data, items)
+
+    def write_step(self, prepared: Prepared) -> tuple[int, int, int]:
+        """Words 13:16 of a write job: slots, tokens, items. `prepared` must outlive the job."""
+        tokens = len(prepared.slots)
+        return prepared.slots.ctypes.data, tokens, self._team.threads if tokens > WRITE_ALONE else 1
 
     def attend(
         self,
         query: Tensor,
         pages: LayerPages,
-        prepared: _Prepared,
+        prepared: Prepared,
         *,
         scaling: float,
         softcap: float | None = None,
@@ -356,17 +366,30 @@ class ProcessorKernel:
         out = torch.empty((query.shape[0], shape.heads, shape.value_size), dtype=query.dtype)
         extra = None if sinks is None else sinks.float().contiguous()
         words = self._attend_words
-        words[:ATTEND_WORDS] = (
-            query.dtype == torch.bfloat16, query.data_ptr(), query.stride(0) * size, out.data_ptr(),
-            out.stride(0) * size, shape.heads // shape.kv_heads, shape.kv_heads, shape.key_size, shape.value_size,
-            shape.page_tokens, pages.keys.data_ptr(), pages.values.data_ptr(), pages.keys.stride(0) * size,
-            pages.keys.stride(1) * size, shape.window or 0, 0 if extra is None else extra.data_ptr(),
-            prepared.work.ctypes.data, prepared.tables.ctypes.data, prepared.tables.shape[1],
-            self._scratch_for(shape).ctypes.data,
-        )  # fmt: skip
-        words[ATTEND_WORDS:].view(numpy.float32)[:] = (scaling, softcap or 0.0)
-        self._team.run(_attend_item, words.ctypes.data, len(prepared.work) * shape.kv_heads)
+        self.place_attend(words, shape, pages, scaling, softcap or 0.0)
+        words[1:5] = query.data_ptr(), query.stride(0) * size, out.data_ptr(), out.stride(0) * size
+        words[15] = 0 if extra is None else extra.data_ptr()
+        words[16:19] = self.attend_step(prepared)
+        self._team.run(attend_item, words.ctypes.data, len(prepared.work) * shape.kv_heads)
         return out
+
+    def place_attend(
+        self, words: NDArray[numpy.int64], shape: AttentionShape, pages: LayerPages, scaling: float, softcap: float
+    ) -> None:
+        """Fills an attend job's words as far as they do not depend on a step: all but query, out (1:5) and 15:19."""
+        size = pages.keys.element_size()
+        words[0] = pages.keys.dtype == torch.bfloat16
+        words[5:15] = (
+            shape.heads // shape.kv_heads, shape.kv_heads, shape.key_size, shape.value_size, shape.page_tokens,
+            pages.keys.data_ptr(), pages.values.data_ptr(), pages.keys.stride(0) * size, pages.keys.stride(1) * size,
+            shape.window or 0,
+        )  # fmt: skip
+        words[19] = self._scratch_for(shape).ctypes.data
+        words[ATTEND_WORDS : ATTEND_WORDS + 1].view(numpy.float32)[:] = scaling, softcap
+
+    def attend_step(self, prepared: Prepared) -> tuple[int, int, int]:
+        """Words 16:19 of an attend job: work, tables, columns. `prepared` must outlive the job."""
+        return prepared.work.ctypes.data, prepared.tables.ctypes.data, prepared.tables.shape[1]
 
     def _scratch_for(self, shape: AttentionShape) -> NDArray[numpy.int64]:
         """Addresses [threads, 10] of each thread's working memory, kept for the kernel's life."""

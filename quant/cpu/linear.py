@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy
 import torch
 from numba import cfunc, njit
+from numpy.typing import NDArray
 from torch import Tensor
 
 from quant.cpu.instructions import LANES, VECTOR_BYTES
@@ -80,7 +81,7 @@ def _panel(paired, left, left_stride, rows, steps, weight, start, out, out_strid
 
 
 @cfunc(ITEM_SIGNATURE, cache=True)
-def _product_item(arguments, item, thread):
+def product_item(arguments, item, thread):
     """One column group of one row panel. All panels of a group follow each other: its weights come from memory once."""
     words = arguments_at(arguments, WORDS)
     paired, left, left_stride, rows, steps, weight, start, out, out_stride, blocks = (
@@ -127,19 +128,28 @@ class PackedLinear:
         self.columns, self.depth = weight.shape
         self.packed = pack(weight)
         blocks, steps = self.packed.shape[0], self.packed.shape[1]
-        self._width = blocks * LANES
-        self._start = torch.zeros(self._width)
+        self.width = blocks * LANES
+        self._start = torch.zeros(self.width)
         if bias is not None:
             self._start[: self.columns] = bias.float()
         self._element = weight.element_size()
-        self._groups = -(-blocks // TILE_BLOCKS)
+        self.groups = -(-blocks // TILE_BLOCKS)
         self._team = team
         self._words = numpy.zeros(WORDS, numpy.int64)
         self._words[[0, 4, 5, 6, 8, 9]] = (
             weight.dtype == torch.bfloat16, steps, self.packed.data_ptr(), self._start.data_ptr(),
-            self._width * self._element, blocks,
+            self.width * self._element, blocks,
         )  # fmt: skip
         self._arguments = self._words.ctypes.data
+
+    @property
+    def words(self) -> NDArray[numpy.int64]:
+        """A product job's words (WORDS) as far as they do not depend on a step."""
+        return self._words
+
+    def items(self, rows: int) -> int:
+        """How many items a product of that many rows has."""
+        return self.groups * -(-rows // PANEL_ROWS)
 
     @staticmethod
     def supports(weight: Tensor) -> bool:
@@ -151,13 +161,13 @@ class PackedLinear:
         """x: [..., depth] -> [..., columns], in x's dtype, which is the weight's."""
         lines = x.reshape(-1, self.depth)
         rows = lines.shape[0]
-        out = torch.empty((rows, self._width), dtype=x.dtype)
+        out = torch.empty((rows, self.width), dtype=x.dtype)
         if rows:
             words = self._words
             words[1], words[2] = lines.data_ptr(), lines.stride(0) * self._element
             words[3], words[7] = rows, out.data_ptr()
-            self._team.run(_product_item, self._arguments, self._groups * -(-rows // PANEL_ROWS))
-        if self._width != self.columns:
+            self._team.run(product_item, self._arguments, self.items(rows))
+        if self.width != self.columns:
             out = out[:, : self.columns]
         return out if x.dim() == 2 else out.view(*x.shape[:-1], self.columns)
 

@@ -48,6 +48,15 @@ SPINS = 6000
 PATIENCE = 2000
 
 
+ITEM_SIGNATURE = "void(int64, int64, int64)"
+
+
+@njit(nogil=True, cache=True, inline="always")
+def arguments_at(address, count) -> Any:
+    """The int64 words of a job's arguments."""
+    return carray(integers_at(address), (count,))
+
+
 @njit(nogil=True, cache=True)
 def _work(state, thread):
     """Takes items until none is left."""
@@ -113,6 +122,17 @@ def _alone(function, arguments, items):
 
 
 @njit(nogil=True, cache=True)
+def _run_all(state, threads, functions, arguments, stride, items, count):
+    """One job after the other, each finished before the next begins."""
+    function_list, item_counts = arguments_at(functions, count), arguments_at(items, count)
+    for job in range(count):
+        if item_counts[job] < 2 or threads < 2:
+            _alone(function_list[job], arguments + job * stride, item_counts[job])
+        else:
+            _run(state, function_list[job], arguments + job * stride, item_counts[job])
+
+
+@njit(nogil=True, cache=True)
 def _close(state):
     store_shared(state + CLOSING, 1)
     add_shared(state + TICKET, 1)
@@ -139,6 +159,12 @@ class Team:
         if self._end is None:
             self._start()
         _run(self._state, function.address, arguments, items)
+
+    def run_all(self, functions: int, arguments: int, stride: int, items: int, count: int) -> None:
+        """Runs `count` jobs in order; at the addresses: functions, arguments `stride` bytes apart, item counts."""
+        if self._end is None and self.threads > 1:
+            self._start()
+        _run_all(self._state, self.threads, functions, arguments, stride, items, count)
 
     def close(self) -> None:
         """Ends the helpers; a later `run` starts new ones."""
@@ -176,12 +202,3 @@ def _end(memory: NDArray[numpy.int64], state: int, helpers: list[threading.Threa
     for helper in helpers:
         helper.join()
     del memory
-
-
-ITEM_SIGNATURE = "void(int64, int64, int64)"
-
-
-@njit(nogil=True, cache=True, inline="always")
-def arguments_at(address, count) -> Any:
-    """The int64 words of a job's arguments."""
-    return carray(integers_at(address), (count,))

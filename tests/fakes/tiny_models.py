@@ -40,6 +40,7 @@ def _rope(kind: str, **parameters: Any) -> dict[str, Any]:
 
 _MIXTURE: dict[str, Any] = {"num_experts_per_tok": 2}
 _HEADS: dict[str, Any] = {"head_dim": 16}
+_WIDE: dict[str, Any] = {"head_dim": 32}  # heads wide enough for the fused stack of layers
 _KINDS: dict[str, Any] = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 _LATENT: dict[str, Any] = {
     "num_key_value_heads": 4,
@@ -65,6 +66,9 @@ _LONG = _rope(
 
 FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": _family("Llama"),
+    "llama-wide": _family("Llama", **_WIDE),
+    "qwen3-wide": _family("Qwen3", **_WIDE),
+    "mistral-wide": _family("Mistral", sliding_window=WINDOW, **_WIDE),
     "llama-tied": _family("Llama", tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
     "llama-dynamic": _family("Llama", max_position_embeddings=32, rope_parameters=_rope("dynamic", factor=2.0)),
     "llama-linear": _family("Llama", rope_parameters=_rope("linear", factor=3.0)),
