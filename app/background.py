@@ -15,7 +15,6 @@ import signal
 import socket
 import subprocess
 import sys
-import warnings
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ import platformdirs
 import psutil
 
 from app.client import EngineHealth, Health, ServerUnreachableError, ShardwiseClient
+from app.runtime_file import runtime_folder
 from app.text_safety import clean
 from backend.errors import ShardwiseError
 
@@ -58,14 +58,6 @@ class StartedServer:
     url: str
     model: str
     log: Path
-
-
-def runtime_folder() -> Path:
-    """Where servers describe themselves; the same place as `app.runtime_file`'s."""
-    with warnings.catch_warnings():
-        # Over SSH there may be no XDG_RUNTIME_DIR; the fallback is what everybody here uses then.
-        warnings.simplefilter("ignore")
-        return platformdirs.user_runtime_path("shardwise")
 
 
 def log_folder() -> Path:

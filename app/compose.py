@@ -83,7 +83,15 @@ def compose_server(
 
         return create_app({files.name: served_engine(supervisor, files, renderer)}, keys, rest)
 
-    return ServerProcess({files.name: supervisor}, build, listener, settings.drain_timeout, say, close=renderer.close)
+    return ServerProcess(
+        {files.name: supervisor},
+        build,
+        listener,
+        settings.drain_timeout,
+        say,
+        prepare=renderer.warm_up,
+        close=renderer.close,
+    )
 
 
 def find_model(name: str) -> ModelFiles:

@@ -1,6 +1,6 @@
 """The runtime file by which a running server is found: `server-PORT.json` with pid, url and model.
 
-`app.background` reads these files; only the server writes them.
+`app.background` reads these files; only the server writes them. Where they lie is said here.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +20,21 @@ import structlog
 log = structlog.get_logger("shardwise.server")
 
 
+def runtime_folder() -> Path:
+    """Where servers describe themselves; may not exist yet."""
+    with warnings.catch_warnings():
+        # Over SSH there may be no XDG_RUNTIME_DIR; the fallback is what everybody here uses then.
+        warnings.simplefilter("ignore")
+        return platformdirs.user_runtime_path("shardwise")
+
+
 @contextmanager
 def announced(port: int, url: str, model: str) -> Iterator[None]:
     """The file exists, for its owner only, while the context lasts; files of servers that died are removed.
 
     Where it cannot be written, the server is served all the same, and only not found by itself.
     """
-    path = platformdirs.user_runtime_path("shardwise") / f"server-{port}.json"
+    path = runtime_folder() / f"server-{port}.json"
     try:
         _write(path, {"pid": os.getpid(), "url": url, "model": model})
     except OSError as error:

@@ -50,6 +50,7 @@ class ServerProcess:
         listener: bound, not listening yet; closed here.
         drain_timeout: seconds that running answers get after the first signal.
         say: prints a line for the person who started this.
+        prepare: done beside the start of the engines, before the first request; must not raise.
         close: frees what the application holds, processes of its own included; called once, at the end.
     """
 
@@ -60,10 +61,12 @@ class ServerProcess:
         listener: socket.socket,
         drain_timeout: float,
         say: Callable[[str], None],
+        prepare: Callable[[], Awaitable[None]] | None = None,
         close: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._engines, self._build, self._listener = engines, build, listener
-        self._drain_timeout, self._say, self._close = drain_timeout, say, close
+        self._drain_timeout, self._say = drain_timeout, say
+        self._prepare, self._close = prepare, close
         self._url = url_of(listener)
         self._drain, self._abort = asyncio.Event(), asyncio.Event()
 
@@ -78,6 +81,8 @@ class ServerProcess:
             loop.add_signal_handler(number, self._signalled)
         try:
             await asyncio.gather(*(engine.start() for engine in self._engines.values()))
+            if self._prepare is not None:
+                await self._prepare()
             application = await asyncio.to_thread(self._build)
             return await self._serve(_Uvicorn(self._configuration(application)))
         finally:

@@ -53,6 +53,11 @@ class ChatRenderer:
     def pid(self) -> int | None:
         return self._process.pid if self._process is not None else None
 
+    async def warm_up(self) -> None:
+        """Starts the process now, so that the first chat does not wait for it; that chat reports what goes wrong."""
+        with contextlib.suppress(ChatTemplateError):
+            await self.render("", {})
+
     async def render(self, template: str, variables: Mapping[str, Any]) -> str:
         """The rendered text.
 

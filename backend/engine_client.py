@@ -1,4 +1,4 @@
-"""EngineClient: the server's side of one engine, asynchronous. How the engine is spawned and revived is the supervisor's."""
+"""EngineClient: the server's side of one engine, asynchronous. Spawning and reviving it is the supervisor's."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class EngineClient(Protocol):
     @property
     def max_context(self) -> int | None: ...
 
-    async def wait_ready(self, timeout: float | None = None) -> bool:
+    async def wait_ready(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109
         """True once requests are served; False after `timeout` seconds or when the engine has failed."""
         ...
 

@@ -34,6 +34,8 @@ def engine_environment(settings: EngineSettings, inherited: Mapping[str, str]) -
         # runs here, our own server included: with 2 threads on 2 busy cores, a step took 25 ms waiting, 300 spinning.
         "OMP_WAIT_POLICY": inherited.get("OMP_WAIT_POLICY") or "passive",
         "NUMBA_CACHE_DIR": inherited.get("NUMBA_CACHE_DIR") or str(cache_home() / "numba"),
+        # GPUs in the order that nvidia-smi and NVML count them, so that every part means the same one by a number.
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
         # All that an engine reads is on disk: no library may ask the hub behind our back.
         "HF_HUB_OFFLINE": "1",

@@ -77,9 +77,7 @@ def run(peer: socket.socket, compose: Compose) -> None:
         return
     channel = EngineChannel(peer)
     try:
-        composed = compose(
-            msgspec.msgpack.decode(settings, type=EngineSettings), ProgressReporter(channel).report
-        )
+        composed = compose(msgspec.msgpack.decode(settings, type=EngineSettings), ProgressReporter(channel).report)
     except ShardwiseError as error:
         channel.send(StartFailed(code=error.code, what=error.what, why=error.why, hint=error.hint))
         channel.flush(seconds=5.0)

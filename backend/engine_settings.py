@@ -1,4 +1,4 @@
-"""EngineSettings: what a person asked of one engine, every "auto" still open. `planner.decide` resolves it into a Plan."""
+"""EngineSettings: what a person asked of one engine, every "auto" still open; `planner.decide` makes a Plan of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors a person or a client can act on: what went wrong, why, and what to do. Our own bugs stay exceptions of Python."""
+"""Errors a person or a client can act on: what went wrong, why, what to do. Our own bugs stay Python's exceptions."""
 
 from __future__ import annotations
 

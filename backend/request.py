@@ -1,4 +1,4 @@
-"""Request: what a client wants of the engine, as immutable plain data. Text (stop strings, templates) stays in the server."""
+"""Request: what a client wants of the engine, as immutable plain data. Texts (stop strings, templates) stay behind."""
 
 from __future__ import annotations
 

@@ -51,9 +51,7 @@ def restart_delay(policy: RevivalPolicy, deaths: Sequence[Death]) -> float | Non
     return min(policy.longest_delay, policy.first_delay * 2.0 ** min(count - 2, 30))
 
 
-def admissible(
-    policy: RevivalPolicy, suspicions: Mapping[str, int], sent: Collection[str]
-) -> tuple[str, ...]:
+def admissible(policy: RevivalPolicy, suspicions: Mapping[str, int], sent: Collection[str]) -> tuple[str, ...]:
     """The requests to send to the engine now, in order, of those not `sent` yet.
 
     Whoever is one suspicion short of guilty is tried alone among its like: the next one follows when the

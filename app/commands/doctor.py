@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import platformdirs
 import typer
 
-from app.background import log_folder, runtime_folder
+from app.background import log_folder
 from app.doctor.finding import Finding
 from app.doctor.hardware_findings import hardware_findings
 from app.doctor.place_findings import folder_finding, library_finding, port_finding
@@ -19,7 +18,10 @@ from app.doctor.software_findings import (
     python_finding,
     self_test_command,
 )
+from app.runtime_file import runtime_folder
 from backend.hardware.machine import Machine, read_machine
+from backend.library.catalogue import catalogue
+from backend.library.locations import cache_home
 from backend.planner.target import choose_dtype, choose_target
 
 _MARKS = {"ok": "ok     ", "note": "note   ", "warning": "warning", "failure": "FAILURE"}
@@ -54,12 +56,12 @@ def findings(machine: Machine, port: int) -> list[Finding]:
         python_finding(),
         *computed,
         *hardware_findings(machine),
-        folder_finding("cache", platformdirs.user_cache_path("shardwise"), needs_space=True),
+        folder_finding("cache", cache_home(), needs_space=True),
         folder_finding("data", platformdirs.user_data_path("shardwise")),
         folder_finding("log", log_folder()),
         folder_finding("runtime", runtime_folder()),
         port_finding(port),
-        library_finding(_hub_cache()),
+        library_finding(catalogue()),
     ]
 
 
@@ -84,9 +86,3 @@ def as_lines(found: list[Finding]) -> str:
 
 def _as_warning(finding: Finding) -> Finding:
     return msgspec.structs.replace(finding, status="warning")
-
-
-def _hub_cache() -> Path:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return Path(HF_HUB_CACHE)

@@ -1,5 +1,4 @@
-"""A short self-test of torch and numba, run as a script of its own: prints one JSON object, and may crash
-without harm.
+"""A short self-test of torch, run as a script of its own: prints one JSON object, and may crash without harm.
 
 It imports nothing of ours, so that it runs whatever else is broken, and `shardwise doctor` need not load
 torch. Arguments: the device and the dtype to multiply in, as torch names them.
@@ -24,23 +23,8 @@ def describe(device: str, dtype: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda_build": build,
         "cuda_available": bool(build) and torch.cuda.is_available(),
-        "threading_layers": threading_layers(),
         **multiply(device, dtype),
     }
-
-
-def threading_layers() -> list[str]:
-    """numba's thread pools that load here, best first."""
-    from importlib import import_module
-
-    found: list[str] = []
-    for layer, module in (("tbb", "tbbpool"), ("omp", "omppool"), ("workqueue", "workqueue")):
-        try:
-            import_module(f"numba.np.ufunc.{module}")
-        except ImportError:
-            continue
-        found.append(layer)
-    return found
 
 
 def multiply(device: str, dtype: str) -> dict[str, Any]:

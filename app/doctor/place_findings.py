@@ -7,9 +7,11 @@ import os
 import shutil
 import socket
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from app.doctor.finding import Finding
+from backend.library.catalogue import InstalledModel
 from backend.planner.units import human_bytes
 
 _LITTLE_SPACE = 2 << 30
@@ -57,13 +59,10 @@ def port_finding(port: int) -> Finding:
     return Finding("port", "ok", f"Port {port} on 127.0.0.1 is free.")
 
 
-def library_finding(hub: Path) -> Finding:
-    """What the Hugging Face cache holds."""
-    models = sorted(path.name for path in hub.glob("models--*")) if hub.is_dir() else []
+def library_finding(models: Sequence[InstalledModel]) -> Finding:
+    """What is installed."""
     if not models:
-        return Finding(
-            "library", "note", f"No model of the hub is in {hub} yet.", "Get the small one: shardwise pull starter"
-        )
-    names = ", ".join(name.removeprefix("models--").replace("--", "/") for name in models[:5])
+        return Finding("library", "note", "No model is installed yet.", "Get the small one: shardwise pull starter")
+    names = ", ".join(model.name for model in models[:5])
     more = f" and {len(models) - 5} more" if len(models) > 5 else ""
-    return Finding("library", "ok", f"Models in {hub}: {names}{more}.")
+    return Finding("library", "ok", f"Installed: {names}{more}; {human_bytes(sum(m.bytes for m in models))}.")

@@ -1,4 +1,4 @@
-"""Findings about Python, torch and numba: a self-test runs in a process of its own, and its answer is judged here."""
+"""Findings about Python and torch: a self-test runs in a process of its own, and its answer is judged here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ class ComputeReport(msgspec.Struct, frozen=True):
     torch: str
     cuda_build: str | None
     cuda_available: bool
-    threading_layers: tuple[str, ...]
     error: float
     gflops: float
 
@@ -63,7 +62,7 @@ def compute_findings(report: ComputeReport | str, machine: Machine, device: str,
                 'Install it again: pip install --force-reinstall "torch==2.13.*"',
             )
         ]
-    return [_torch(report, machine), _threads(report), _self_test(report, device, dtype)]
+    return [_torch(report, machine), _self_test(report, device, dtype)]
 
 
 def _torch(report: ComputeReport, machine: Machine) -> Finding:
@@ -84,18 +83,6 @@ def _torch(report: ComputeReport, machine: Machine) -> Finding:
         "warning",
         f"{what} It cannot use the GPUs: driver {driver.driver} serves CUDA up to {driver.cuda[0]}.{driver.cuda[1]}.",
         "Update the NVIDIA driver, or install a torch built for an older CUDA.",
-    )
-
-
-def _threads(report: ComputeReport) -> Finding:
-    layers = report.threading_layers
-    if "tbb" in layers or "omp" in layers:
-        return Finding("threads", "ok", f"numba's threading layers: {', '.join(layers)}.")
-    return Finding(
-        "threads",
-        "warning",
-        "numba has neither the tbb nor the omp threading layer, so that CPU attention is slow.",
-        "pip install tbb",
     )
 
 

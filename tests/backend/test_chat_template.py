@@ -192,3 +192,11 @@ async def test_the_renderer_stays_light(renderer: ChatRenderer):
         loaded = maps.read()
     assert "torch" not in loaded
     assert "tokenizers" not in loaded
+
+
+async def test_a_warm_renderer_is_the_one_that_renders(renderer: ChatRenderer):
+    await renderer.warm_up()
+    warm = renderer.pid
+    assert warm is not None
+    assert await renderer.render("{{ word }}", {"word": "hello"}) == "hello"
+    assert renderer.pid == warm

@@ -6,9 +6,7 @@ from backend.messages import Heartbeat, Ready
 from backend.planner.plan import Plan
 from backend.vital_signs import VitalLimits, VitalSigns
 
-LIMITS = VitalLimits(
-    tick=0.25, silence=2.5, starting_silence=120.0, step=30.0, cpu_step=300.0, step_factor=10.0
-)
+LIMITS = VitalLimits(tick=0.25, silence=2.5, starting_silence=120.0, step=30.0, cpu_step=300.0, step_factor=10.0)
 PLAN = Plan(
     model="m", architecture="A", dtype="float32", weight_format="model", kv_format="model", tensor_parallel=1,
     pipeline_stages=1, ranks=(), max_context=1, max_sequences=1, step_tokens=1, page_tokens=1, page_bytes=1,
@@ -18,9 +16,7 @@ PLAN = Plan(
 
 def ready_signs(device: str = "cuda:0") -> VitalSigns:
     signs = VitalSigns(LIMITS)
-    signs.heard(
-        Ready(plan=PLAN, max_context=1, vocabulary=1, weights_bytes=(1,), rank_pids=(1,), devices=(device,))
-    )
+    signs.heard(Ready(plan=PLAN, max_context=1, vocabulary=1, weights_bytes=(1,), rank_pids=(1,), devices=(device,)))
     return signs
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -48,15 +50,16 @@ def expected(starter: ModelFiles) -> list[Expected]:
     """Greedy answers of transformers' own model, float32, its own GGUF reader and chat template."""
     file = Path(starter.weights[0])
     tokenizer = AutoTokenizer.from_pretrained(starter.folder)
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     tokenizer.padding_side = "left"
     chats = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
     inputs = tokenizer.apply_chat_template(
         chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
     )
-    generate: Any = model.generate
     with torch.inference_mode():
-        out = generate(**inputs, max_new_tokens=ANSWER_TOKENS, do_sample=False, eos_token_id=END, pad_token_id=END)
+        out = model.eval().generate(
+            **inputs, max_new_tokens=ANSWER_TOKENS, do_sample=False, eos_token_id=END, pad_token_id=END
+        )
     answers = [_to_end(row) for row in out[:, inputs["input_ids"].shape[1] :].tolist()]
     return [Expected(tokens, tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in answers]
 
@@ -80,6 +83,20 @@ async def streamed(client: openai.AsyncOpenAI, prompt: str, tokens: int = ANSWER
         stream=True,
     )
     return "".join([chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices])
+
+
+def test_listens_on_its_one_loopback_port_only(server: RunningServer) -> None:
+    """No child opens a port of its own, and the process that renders chats is up before the first chat."""
+    tree = [psutil.Process(server.process.pid), *server.children()]
+    assert len(tree) >= 3
+    listening = [
+        connection.laddr
+        for process in tree
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN or connection.type == socket.SOCK_DGRAM
+    ]
+    port = int(server.url.rsplit(":", 1)[1])
+    assert listening == [("127.0.0.1", port)]
 
 
 async def test_streams_transformers_answers_one_at_a_time(server: RunningServer, expected: list[Expected]) -> None:

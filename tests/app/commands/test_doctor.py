@@ -17,9 +17,10 @@ from app.doctor.place_findings import folder_finding, library_finding, port_find
 from app.doctor.software_findings import ComputeReport, compute_findings, compute_report
 from backend.hardware.memory import Memory
 from backend.hardware.nvml import GpuHolder
+from backend.library.catalogue import InstalledModel
 from tests.fakes.machines import GIB, cpu_machine, gpu, gpu_machine
 
-REPORT = ComputeReport("2.13.0+cpu", None, False, ("omp", "workqueue"), 1e-3, 40.0)
+REPORT = ComputeReport("2.13.0+cpu", None, False, 1e-3, 40.0)
 
 
 def statuses(found: list[Finding]) -> dict[str, str]:
@@ -71,8 +72,6 @@ def test_a_report_of_torch_is_judged() -> None:
     assert set(statuses(compute_findings(REPORT, machine, "cpu", "bfloat16")).values()) == {"ok"}
     wrong = msgspec.structs.replace(REPORT, error=0.3)
     assert statuses(compute_findings(wrong, machine, "cpu", "bfloat16"))["self-test"] == "failure"
-    slow = msgspec.structs.replace(REPORT, threading_layers=("workqueue",))
-    assert statuses(compute_findings(slow, machine, "cpu", "bfloat16"))["threads"] == "warning"
 
 
 def test_a_torch_that_cannot_use_the_gpu_says_why() -> None:
@@ -135,10 +134,11 @@ def test_a_taken_port_is_a_warning() -> None:
     assert port_finding(port).status == "ok"
 
 
-def test_the_library_lists_its_models(tmp_path: Path) -> None:
-    assert library_finding(tmp_path / "none").status == "note"
-    (tmp_path / "models--org--name").mkdir()
-    assert "org/name" in library_finding(tmp_path).what
+def test_the_library_lists_its_models() -> None:
+    assert library_finding([]).status == "note"
+    model = InstalledModel(name="org/name", format="gguf", bytes=3 * GIB, architecture="llama", path="/a")
+    found = library_finding([model])
+    assert (found.status, found.what) == ("ok", "Installed: org/name; 3 GiB.")
 
 
 def test_lines_show_the_fix_below_the_finding() -> None:
