@@ -29,6 +29,7 @@ from quant.cpu.tiles import gather_tile, product_tile
 ITEM_ROWS = 24
 # Positions whose scores are held at once.
 SPAN = 64
+LOG2_E = numpy.float32(1.4426950408889634)
 # Tokens whose K and V one thread writes faster than two would begin to.
 WRITE_ALONE = 64
 ATTEND_WORDS, WRITE_WORDS, SCRATCH_WORDS = 20, 16, 10
@@ -113,15 +114,15 @@ def _item(
         carray(floats_at(peaks), (ITEM_ROWS,)), carray(floats_at(totals), (ITEM_ROWS,)),
         carray(floats_at(factors), (ITEM_ROWS,)),
     )  # fmt: skip
-    constants = carray(floats_at(numbers), (2,))
-    constants[0], constants[1] = scaling, softcap
+    constants = carray(floats_at(numbers), (3,))
+    constants[0], constants[1], constants[2] = scaling, softcap, scaling * LOG2_E
     page_list = carray(integers_at(pages), (SPAN // 16,))
     accumulated = carray(floats_at(sums), (ITEM_ROWS, value_size))
     _copy_query(query, query_stride, copied, copy_stride, group, tokens)
     accumulated[:rows] = numpy.float32(0.0)
     for row in range(rows):
         if sinks:
-            peak[row] = carray(floats_at(sinks), (head + group,))[head + row % group]
+            peak[row] = carray(floats_at(sinks), (head + group,))[head + row % group] * LOG2_E
             total[row] = numpy.float32(1.0)
         else:
             peak[row], total[row] = numpy.float32(HIDDEN), numpy.float32(0.0)
@@ -148,8 +149,8 @@ def _item(
             if softcap > numpy.float32(0.0):
                 cap_scores(scores + row * SPAN * 4, numbers, numbers + 4)
             soften_row(
-                paired, scores + row * SPAN * 4, weights + row * SPAN * element, low, high, numbers, peaks + row * 4,
-                totals + row * 4, factors + row * 4,
+                paired, scores + row * SPAN * 4, weights + row * SPAN * element, low, high, numbers + 8,
+                peaks + row * 4, totals + row * 4, factors + row * 4,
             )  # fmt: skip
             if factor[row] != numpy.float32(1.0):
                 accumulated[row] *= factor[row]
@@ -405,7 +406,7 @@ class ProcessorKernel:
                 ITEM_ROWS * 4,
                 ITEM_ROWS * 4,
                 ITEM_ROWS * 4,
-                8,
+                12,
             )
             table = numpy.zeros((self._team.threads, len(sizes)), numpy.int64)
             for thread in range(self._team.threads):

@@ -9,7 +9,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from quant.cpu.arithmetic import call_named, exponential, hyperbolic_tangent, largest
+from quant.cpu.arithmetic import hyperbolic_tangent, larger, largest, power_of_two
 from quant.cpu.arithmetic import total as total_of_lanes
 from quant.cpu.instructions import (
     FLOAT,
@@ -17,10 +17,12 @@ from quant.cpu.instructions import (
     INTS,
     LANES,
     VECTOR_BYTES,
+    Value,
     as_intrinsic,
     both_kinds,
     broadcast,
     constant,
+    integer,
     load,
     offset_by,
     rounded_to_halves,
@@ -37,50 +39,65 @@ def _soften_row() -> Any:
     """Numba intrinsic `(paired, scores, weights, low, high, scaling, peak, total, factor)`.
 
     All but paired, low and high are addresses. scores: [64] float32, not changed. Writes weights [64] =
-    e^(score * scaling - new peak), 0 outside [low, high), as bfloat16 where `paired`, else float32; moves peak to the
-    highest score so far; factor becomes e^(old - new peak), total becomes total * factor + the weights' sum.
+    2^(score * scaling - new peak), 0 outside [low, high), as bfloat16 where `paired`, else float32; moves peak to the
+    highest scaled score so far; factor becomes 2^(old - new peak), total becomes total * factor + the weights' sum.
+    (Powers of two cost half of those of e; callers scale by log2 e.)
     """
 
     def write(function: ir.Function) -> None:
-        paired, scores, weights, low, high, scaling, peak, total, factor = function.args
-
         def body(builder: ir.IRBuilder, halves: bool) -> None:
-            lanes = ir.Constant(INTS, list(range(LANES)))
-            first, end = (broadcast(builder, builder.trunc(edge, INTS.element)) for edge in (low, high))
-            scale = broadcast(builder, load(builder, scaling, FLOAT))
-            rows, seen = [], []
-            for vector in range(ROW_VECTORS):
-                index = builder.add(lanes, ir.Constant(INTS, [vector * LANES] * LANES))
-                inside = builder.and_(builder.icmp_signed(">=", index, first), builder.icmp_signed("<", index, end))
-                value = builder.fmul(load(builder, offset_by(builder, scores, vector * VECTOR_BYTES), FLOATS), scale)
-                rows.append(builder.select(inside, value, constant(HIDDEN)))
-                seen.append(inside)
-            before = broadcast(builder, load(builder, peak, FLOAT))
-            highest = before
-            for row in rows:
-                highest = call_named(builder, "llvm.maxnum.v16f32", FLOATS, [highest, row])
-            top = largest(builder, highest)
-            after = broadcast(builder, top)
-            added = constant(0.0)
-            for vector, (row, inside) in enumerate(zip(rows, seen, strict=True)):
-                weight = exponential(builder, builder.fsub(row, after))
-                weight = builder.select(inside, weight, constant(0.0))
-                added = builder.fadd(added, weight)
-                width = VECTOR_BYTES // 2 if halves else VECTOR_BYTES
-                stored = rounded_to_halves(builder, weight) if halves else weight
-                store(builder, stored, offset_by(builder, weights, vector * width), align=2)
-            share = builder.extract_element(
-                exponential(builder, builder.fsub(before, after)), ir.Constant(INTS.element, 0)
+            low, high = function.args[3:5]
+            whole = builder.and_(
+                builder.icmp_signed("<=", low, integer(0)),
+                builder.icmp_signed(">=", high, integer(ROW_VECTORS * LANES)),
             )
-            reduced = total_of_lanes(builder, added)
-            store(builder, top, peak)
-            store(builder, share, factor)
-            store(builder, builder.fadd(builder.fmul(load(builder, total, FLOAT), share), reduced), total)
+            with builder.if_else(whole) as (all_seen, some_hidden):
+                with all_seen:
+                    _soften(builder, function.args, halves=halves, masked=False)
+                with some_hidden:
+                    _soften(builder, function.args, halves=halves, masked=True)
             builder.ret_void()
 
-        both_kinds(function, paired, body)
+        both_kinds(function, function.args[0], body)
 
     return as_intrinsic("soften_row", 9, write)
+
+
+def _soften(builder: ir.IRBuilder, arguments: Any, *, halves: bool, masked: bool) -> None:
+    _, scores, weights, low, high, scaling, peak, total, factor = arguments
+    scale = broadcast(builder, load(builder, scaling, FLOAT))
+    seen = [_inside(builder, low, high, vector) if masked else None for vector in range(ROW_VECTORS)]
+    rows = []
+    for vector, inside in enumerate(seen):
+        value = builder.fmul(load(builder, offset_by(builder, scores, vector * VECTOR_BYTES), FLOATS), scale)
+        rows.append(value if inside is None else builder.select(inside, value, constant(HIDDEN)))
+    before = broadcast(builder, load(builder, peak, FLOAT))
+    highest = before
+    for row in rows:
+        highest = larger(builder, row, highest)
+    after = largest(builder, highest)
+    added = constant(0.0)
+    width = VECTOR_BYTES // 2 if halves else VECTOR_BYTES
+    for vector, (row, inside) in enumerate(zip(rows, seen, strict=True)):
+        weight = power_of_two(builder, builder.fsub(row, after))
+        if inside is not None:
+            weight = builder.select(inside, weight, constant(0.0))
+        added = builder.fadd(added, weight)
+        stored = rounded_to_halves(builder, weight) if halves else weight
+        store(builder, stored, offset_by(builder, weights, vector * width), align=2)
+    first = ir.Constant(INTS.element, 0)
+    share = builder.extract_element(power_of_two(builder, builder.fsub(before, after)), first)
+    store(builder, builder.extract_element(after, first), peak)
+    store(builder, share, factor)
+    sum_so_far = builder.fmul(load(builder, total, FLOAT), share)
+    store(builder, builder.fadd(sum_so_far, total_of_lanes(builder, added)), total)
+
+
+def _inside(builder: ir.IRBuilder, low: Value, high: Value, vector: int) -> Value:
+    """Which of the vector's positions lie in [low, high)."""
+    first, end = (broadcast(builder, builder.trunc(edge, INTS.element)) for edge in (low, high))
+    index = ir.Constant(INTS, [vector * LANES + lane for lane in range(LANES)])
+    return builder.and_(builder.icmp_signed(">=", index, first), builder.icmp_signed("<", index, end))
 
 
 def _cap_scores() -> Any:
