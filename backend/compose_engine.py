@@ -79,6 +79,7 @@ def compose_engine(settings: EngineSettings, on_progress: OnProgress) -> Compose
     model = load_model(
         settings.files, dtype=dtype, device=device, on_progress=lambda done, total: on_progress("load", done, total)
     )
+    on_progress("pack", 0, 0)
     team = _team(plan)
     model = pack_model(model, WEIGHT_FORMATS[plan.weight_format], team)
     on_progress("warm up", 0, 0)

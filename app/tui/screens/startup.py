@@ -26,6 +26,8 @@ from backend.engine_client import StageTime
 from backend.errors import ShardwiseError
 
 DRAW_SECONDS = 0.1
+COMPILING = "The first start on a machine compiles kernels; the next one will not."
+COMPILING_SECONDS = 4.0
 RESTARTING = "The engine died and is being started again; F9 shows why."
 
 
@@ -57,8 +59,9 @@ class StartupScreen(Screen[None]):
     HELP = """
 # Starting
 
-Four stages: the model is downloaded (a download that is cancelled goes on later where it stopped), its files are
-read, loaded into the engine, and the engine warms up. `F9` shows the server's log; `escape` cancels.
+The model is downloaded (a download that is cancelled goes on later where it stopped) and prepared, which for some
+formats means making its tokenizer once; its files are read, loaded, and packed for this machine; the engine warms up.
+On a machine's first start that includes compiling. `F9` shows the server's log; `escape` cancels.
 """
 
     class Ready(Message):
@@ -129,9 +132,18 @@ read, loaded into the engine, and the engine warms up. `F9` shows the server's l
                 raise _GivenUpError
             seen = (done, total)
 
+        downloaded: float | None = None
+
         async def draw(finished: bool = False) -> None:
-            stage = StageTime("download", perf_counter() - begin, *seen, finished)
-            await self.query_one(StageList).show(stage)
+            """What comes after the last byte, making a tokenizer for example, is a stage of its own."""
+            nonlocal downloaded
+            now = perf_counter()
+            if downloaded is None and (finished or 0 < seen[1] <= seen[0]):
+                downloaded = now
+            stages = self.query_one(StageList)
+            await stages.show(StageTime("download", (downloaded or now) - begin, *seen, downloaded is not None))
+            if downloaded is not None:
+                await stages.show(StageTime("prepare", now - downloaded, 0, 0, finished))
 
         drawing = self.set_interval(DRAW_SECONDS, draw)
         try:
@@ -153,10 +165,21 @@ read, loaded into the engine, and the engine warms up. `F9` shows the server's l
         for engine in health.engines:
             for stage in engine.stages:
                 await stages.show(stage)
-        again = any(engine.state == "restarting" for engine in health.engines)
-        self.query_one(".note", Static).update(RESTARTING if again else "")
+        self.query_one(".note", Static).update(_note(health))
 
     def action_cancel(self) -> None:
         self._given_up.set()
         self.workers.cancel_node(self)
         self.post_message(self.Cancelled())
+
+
+def _note(health: Health) -> str:
+    """What a person who waits should know; empty where all is as usual."""
+    if any(engine.state == "restarting" for engine in health.engines):
+        return RESTARTING
+    compiling = any(
+        stage.stage in ("pack", "warm up") and not stage.finished and stage.seconds > COMPILING_SECONDS
+        for engine in health.engines
+        for stage in engine.stages
+    )
+    return COMPILING if compiling else ""

@@ -1,4 +1,4 @@
-"""StageList: the stages of a start (download, read, load, warm up) with their progress and times."""
+"""StageList: the stages of a start, from the download to the warm-up, with their progress and times."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from textual.widgets import ProgressBar, Static
 from app.tui import format as figures
 from backend.engine_client import StageTime
 
-ORDER = ("download", "read", "load", "warm up")
+ORDER = ("download", "prepare", "read", "load", "pack", "warm up")
 
 
 class StageRow(Horizontal):

@@ -43,8 +43,9 @@ async def test_a_newcomer_presses_enter_and_chats(outside: Outside, fake: FakeSe
         await on_screen(pilot, StartupScreen)
         rows = {row.stage: row for row in app.screen.query(StageRow)}
         await until(pilot, lambda: rows["load"].has_class("-running"))
-        assert [row.stage for row in app.screen.query(StageRow)] == ["download", "read", "load", "warm up"]
+        assert list(rows) == ["download", "prepare", "read", "load", "pack", "warm up"]
         assert rows["download"].has_class("-finished")
+        assert rows["prepare"].has_class("-finished")
         assert str(rows["load"].query_one(".bytes", Static).content) == "5.0 MB of 93 MB"
         assert str(rows["load"].query_one(".time", Static).content) == "1.2 s"
         assert rows["warm up"].has_class("-waiting")
@@ -53,6 +54,20 @@ async def test_a_newcomer_presses_enter_and_chats(outside: Outside, fake: FakeSe
         assert screen.model.id == "fake/model"
     assert outside.asked == ["fetch starter", "start starter"]
     assert json.loads((outside.folder / "tui.json").read_text())["model"] == "starter"
+
+
+async def test_a_first_start_that_compiles_says_why_it_takes_long(outside: Outside, fake: FakeServer) -> None:
+    packing = {"stage": "pack", "seconds": 9.0, "done": 0, "total": 0, "finished": False}
+    fake.status, fake.stages, outside.started_url = "starting", [READ, packing], fake.url
+    app = ShardwiseApp(outside.dependencies())
+    async with app.run_test() as pilot:
+        await loaded(pilot)
+        await pilot.press("enter")
+        await on_screen(pilot, StartupScreen)
+        note = app.screen.query_one(".note", Static)
+        await until(pilot, lambda: "compiles" in str(note.content))
+        fake.stages = [READ, {**packing, "finished": True}]
+        await until(pilot, lambda: not str(note.content))
 
 
 async def test_a_name_can_be_typed(outside: Outside, fake: FakeServer) -> None:
