@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from backend.batch import Batch, PageSpan, Sampled, SampleTask, Slice
+from backend.device_errors import losing_devices
 from backend.paged_context import PagedContext
 from backend.request import Sampling
 from backend.sampler import Sampler
@@ -42,6 +43,7 @@ class Runner:
                 self._kinds.append((*key, self._kernels[slot]))
             self._kind_of[slot] = places[key]
 
+    @losing_devices()
     @torch.inference_mode()
     def execute(self, batch: Batch) -> list[Sampled | None]:
         """Feeds every slice, writes its K and V, and samples where a slice asks for a token."""
