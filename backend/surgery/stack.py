@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from backend.paged_context import PagedContext
 from backend.surgery.processor_kernels import ITEM_ROWS, ITEM_TOKENS, add_item, gated_item, norm_item, turn_item
 from backend.surgery.stacked_layer import StackedLayer
-from kvcache.attention.processor import ProcessorKernel, attend_item, write_item
+from kvcache.attention.processor import ProcessorKernel
+from kvcache.attention.processor_items import attend_item, write_item
 from quant.cpu.linear import product_item
 from quant.cpu.program import Program
 from quant.cpu.team import Team

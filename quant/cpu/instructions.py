@@ -103,20 +103,23 @@ def row_address(builder: ir.IRBuilder, address: Value, stride: Value, index: int
     return builder.add(address, builder.mul(stride, integer(index)))
 
 
+def defined(module: ir.Module, name: str, count: int, write: Callable[[ir.Function], None]) -> ir.Function:
+    """The module's function of that name over `count` integers; `write` emits its body where the module lacks it."""
+    function = module.globals.get(name)
+    if function is None:
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [INT64] * count), name)
+        function.linkage = "internal"
+        function.attributes.add("noinline")
+        write(function)
+    return function
+
+
 def as_intrinsic(name: str, count: int, write: Callable[[ir.Function], None]) -> Any:
     """A numba intrinsic over `count` integers that returns nothing; `write` emits its body once per module."""
 
     def typing(context: Any, *arguments: Any) -> Any:
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
-            module = builder.module
-            function = module.globals.get(name)
-            if function is None:
-                kind = ir.FunctionType(ir.VoidType(), [INT64] * count)
-                function = ir.Function(module, kind, name)
-                function.linkage = "internal"
-                function.attributes.add("noinline")
-                write(function)
-            builder.call(function, values)
+            builder.call(defined(builder.module, name, count, write), values)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * count), emit

@@ -8,76 +8,22 @@ from __future__ import annotations
 
 import numpy
 import torch
-from numba import cfunc, njit
+from numba import cfunc
 from numpy.typing import NDArray
 from torch import Tensor
 
 from quant.cpu.instructions import LANES, VECTOR_BYTES
 from quant.cpu.team import ITEM_SIGNATURE, Team, arguments_at
-from quant.cpu.tiles import product_tile
+from quant.cpu.tiles import product_rows
 
-TILE_ROWS, TILE_BLOCKS = 6, 4
+TILE_BLOCKS = 4
 # Rows that a thread takes at once of a long product, so that they stay in its second-level cache.
 PANEL_ROWS = 192
 # A product's arguments: paired, left, left_stride, rows, steps, weight, start, out, out_stride, blocks.
 WORDS = 10
 
-_six, _five, _four, _three, _two, _one = (product_tile(rows, TILE_BLOCKS, rounded=True) for rows in (6, 5, 4, 3, 2, 1))
-_six_narrow, _one_narrow = (product_tile(rows, 1, rounded=True) for rows in (6, 1))
-
-
-@njit(nogil=True, cache=True)
-def _narrow_panel(paired, left, left_stride, rows, steps, weight, start, out, out_stride):
-    """One block of 16 columns."""
-    row = 0
-    while row + 6 <= rows:
-        _six_narrow(
-            paired,
-            left + row * left_stride,
-            left_stride,
-            steps,
-            start,
-            out + row * out_stride,
-            out_stride,
-            weight,
-        )
-        row += 6
-    while row < rows:
-        _one_narrow(
-            paired,
-            left + row * left_stride,
-            left_stride,
-            steps,
-            start,
-            out + row * out_stride,
-            out_stride,
-            weight,
-        )
-        row += 1
-
-
-@njit(nogil=True, cache=True)
-def _panel(paired, left, left_stride, rows, steps, weight, start, out, out_stride):
-    """Four blocks of 16 columns."""
-    size = steps * VECTOR_BYTES
-    b0, b1, b2, b3 = weight, weight + size, weight + 2 * size, weight + 3 * size
-    # A single last row costs a whole pass over the columns: 7 rows are cut into 4 and 3.
-    while rows >= 6 and rows != 7:
-        _six(paired, left, left_stride, steps, start, out, out_stride, b0, b1, b2, b3)
-        left, out, rows = left + 6 * left_stride, out + 6 * out_stride, rows - 6
-    if rows == 7:
-        _four(paired, left, left_stride, steps, start, out, out_stride, b0, b1, b2, b3)
-        left, out, rows = left + 4 * left_stride, out + 4 * out_stride, 3
-    if rows == 5:
-        _five(paired, left, left_stride, steps, start, out, out_stride, b0, b1, b2, b3)
-    elif rows == 4:
-        _four(paired, left, left_stride, steps, start, out, out_stride, b0, b1, b2, b3)
-    elif rows == 3:
-        _three(paired, left, left_stride, steps, start, out, out_stride, b0, b1, b2, b3)
-    elif rows == 2:
-        _two(paired, left, left_stride, steps, start, out, out_stride, b0, b1, b2, b3)
-    elif rows == 1:
-        _one(paired, left, left_stride, steps, start, out, out_stride, b0, b1, b2, b3)
+_wide = product_rows(TILE_BLOCKS, rounded=True)
+_narrow = product_rows(1, rounded=True)
 
 
 @cfunc(ITEM_SIGNATURE, cache=True)
@@ -94,15 +40,16 @@ def product_item(arguments, item, thread):
     count = min(PANEL_ROWS, rows - first)
     place, target = left + first * left_stride, out + first * out_stride
     if block + TILE_BLOCKS <= blocks:
-        _panel(
-            paired, place, left_stride, count, steps,
-            weight + block * size, start + block * 64, target + block * width, out_stride,
+        columns = weight + block * size
+        _wide(
+            count, paired, place, left_stride, steps, start + block * VECTOR_BYTES, target + block * width, out_stride,
+            columns, columns + size, columns + 2 * size, columns + 3 * size,
         )  # fmt: skip
     else:
         for single in range(block, blocks):
-            _narrow_panel(
-                paired, place, left_stride, count, steps,
-                weight + single * size, start + single * 64, target + single * width, out_stride,
+            _narrow(
+                count, paired, place, left_stride, steps, start + single * VECTOR_BYTES, target + single * width,
+                out_stride, weight + single * size,
             )  # fmt: skip
 
 

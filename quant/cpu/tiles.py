@@ -13,6 +13,7 @@ The register-blocked outer product follows Goto and van de Geijn, "Anatomy of Hi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -32,6 +33,7 @@ from quant.cpu.instructions import (
     both_kinds,
     broadcast,
     counted_loop,
+    defined,
     fused_multiply_add,
     integer,
     load,
@@ -40,6 +42,9 @@ from quant.cpu.instructions import (
     row_address,
     store,
 )
+
+# Rows of the tallest tile: 6 times 4 blocks of sums leave registers for the factors.
+TALLEST = 6
 
 
 def _widened(builder: ir.IRBuilder, pairs: Value) -> tuple[Value, Value]:
@@ -79,14 +84,61 @@ def _product_step(
     return sums
 
 
-def product_tile(rows: int, blocks: int, *, rounded: bool) -> Any:
-    """Numba intrinsic `(paired, left, left_stride, steps, start, out, out_stride, block_0, ..)`: a tile of a product.
+def _in_tiles(
+    name: str, count: int, tile: Callable[[int], Callable[[ir.Function], None]], places: tuple[int, int]
+) -> Any:
+    """A numba intrinsic `(rows, *arguments)`, rows at least 1, that goes down any number of rows in tiles of at most 6.
+
+    tile(n): emits the body of a tile of n rows over `count` arguments. places: where among these the left and the out
+    address stand; each has its stride behind it.
+    """
+
+    def write(function: ir.Function) -> None:
+        rows, *arguments = function.args
+        tiles = [defined(function.module, f"{name}_{n}", count, tile(n)) for n in range(1, TALLEST + 1)]
+        entry, loop, after, end = (function.append_basic_block(part) for part in ("entry", "loop", "after", "end"))
+        builder = ir.IRBuilder(entry)
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        left, *moving = (builder.phi(INT64) for _ in range(3))
+        for phi, start in zip((left, *moving), (rows, *(arguments[place] for place in places)), strict=True):
+            phi.add_incoming(start, entry)
+        # A single last row costs a whole pass over the columns: 7 rows are cut into 4 and 3.
+        most = builder.select(builder.icmp_signed(">", left, integer(TALLEST)), integer(TALLEST), left)
+        height = builder.select(builder.icmp_signed("==", left, integer(7)), integer(4), most)
+        choice = builder.switch(height, after)
+        for n, target in enumerate(tiles, 1):
+            block = function.append_basic_block(f"tile_{n}")
+            choice.add_case(integer(n), block)
+            given: list[Any] = list(arguments)
+            for place, phi in zip(places, moving, strict=True):
+                given[place] = phi
+            inside = ir.IRBuilder(block)
+            inside.call(target, given)
+            inside.branch(after)
+        builder.position_at_end(after)
+        rest = builder.sub(left, height)
+        left.add_incoming(rest, after)
+        for place, phi in zip(places, moving, strict=True):
+            phi.add_incoming(builder.add(phi, builder.mul(height, arguments[place + 1])), after)
+        builder.cbranch(builder.icmp_signed(">", rest, integer(0)), loop, end)
+        ir.IRBuilder(end).ret_void()
+
+    return as_intrinsic(name, 1 + count, write)
+
+
+def product_rows(blocks: int, *, rounded: bool) -> Any:
+    """Numba intrinsic `(rows, paired, left, left_stride, steps, start, out, out_stride, block_0, ..)`.
 
     Writes out[row][block * 16 ..] = start[block * 16 ..] + sum over steps of left[row] x block. Elements are pairs of
     bfloat16 where `paired`, else float32; `steps` counts depth in pairs or values; strides are bytes; `start` addresses
     float32 (a bias, or zeros); out is float32, or bfloat16 where `rounded` and `paired`.
     """
+    name = f"product_{blocks}_{'rounded' if rounded else 'plain'}"
+    return _in_tiles(name, 7 + blocks, lambda rows: _product_tile(rows, blocks, rounded=rounded), (1, 5))
 
+
+def _product_tile(rows: int, blocks: int, *, rounded: bool) -> Callable[[ir.Function], None]:
     def write(function: ir.Function) -> None:
         paired, left, left_stride, steps, start, out, out_stride, *packed = function.args
 
@@ -110,17 +162,20 @@ def product_tile(rows: int, blocks: int, *, rounded: bool) -> Any:
 
         both_kinds(function, paired, body)
 
-    return as_intrinsic(f"product_tile_{rows}_{blocks}_{rounded}", 7 + blocks, write)
+    return write
 
 
-def gather_tile(rows: int, blocks: int) -> Any:
-    """Numba intrinsic `(paired, left, left_stride, pages, page_count, offset, steps, block_stride, out, out_stride)`.
+def gather_rows(blocks: int) -> Any:
+    """Numba intrinsic `(rows, paired, left, left_stride, pages, count, offset, steps, block_stride, out, out_stride)`.
 
-    Adds to out [rows][blocks * 16] float32 the product of left [rows][page_count * steps] with packed blocks that lie
-    in pages: `pages` addresses page_count page addresses (int64), and block b of a page begins
+    Adds to out [rows][blocks * 16] float32 the product of left [rows][count * steps] with packed blocks that lie
+    in pages: `pages` addresses `count` page addresses (int64), and block b of a page begins
     `offset + b * block_stride` bytes into it. `steps` per page counts values, or pairs where `paired`.
     """
+    return _in_tiles(f"gather_{blocks}", 10, lambda rows: _gather_tile(rows, blocks), (1, 8))
 
+
+def _gather_tile(rows: int, blocks: int) -> Callable[[ir.Function], None]:
     def write(function: ir.Function) -> None:
         paired, left, left_stride, pages, count, offset, steps, block_stride, out, out_stride = function.args
 
@@ -155,4 +210,4 @@ def gather_tile(rows: int, blocks: int) -> Any:
 
         both_kinds(function, paired, body)
 
-    return as_intrinsic(f"gather_tile_{rows}_{blocks}", 10, write)
+    return write
