@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 
+# Two test processes on two cores: a thread of torch that spins would take the other's. Read when torch is loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 from hypothesis import settings
 
