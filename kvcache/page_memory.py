@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kvcache.attention.kernel import LayerPages
 from kvcache.layout import CacheGroup, CacheLayout
+from quant.cpu.arena import huge_memory
 
 
 class PageMemory:
@@ -16,7 +17,11 @@ class PageMemory:
         if layout.element_bytes != dtype.itemsize:
             raise ValueError(f"the layout stores {layout.element_bytes} bytes an element, {dtype} has {dtype.itemsize}")
         self._elements = layout.page_bytes // layout.element_bytes
-        self._memory = torch.empty(pages * self._elements, dtype=dtype, device=device)
+        size = pages * layout.page_bytes
+        if device.type == "cpu":
+            self._memory = huge_memory(size).view(dtype)
+        else:
+            self._memory = torch.empty(pages * self._elements, dtype=dtype, device=device)
         self.pages = pages
         self.layers: dict[int, LayerPages] = {
             slot: self._views(group, index) for group in layout.groups for index, slot in enumerate(group.slots)

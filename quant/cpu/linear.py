@@ -54,14 +54,14 @@ def product_item(arguments, item, thread):
 
 
 def pack(weight: Tensor) -> Tensor:
-    """The packed copy of weight [columns, depth]: [blocks, steps, 16, pair], columns filled up with zeros."""
+    """The packed view of weight [columns, depth]: [blocks, steps, 16, pair], columns filled up with zeros."""
     columns, depth = weight.shape
     pair = 2 if weight.dtype == torch.bfloat16 else 1
     filled = -columns % LANES
     if filled:
         weight = torch.cat([weight, weight.new_zeros(filled, depth)])
     blocks = weight.shape[0] // LANES
-    return weight.view(blocks, LANES, depth // pair, pair).permute(0, 2, 1, 3).contiguous()
+    return weight.view(blocks, LANES, depth // pair, pair).permute(0, 2, 1, 3)
 
 
 class PackedLinear:
@@ -73,7 +73,7 @@ class PackedLinear:
     def __init__(self, weight: Tensor, bias: Tensor | None, team: Team) -> None:
         """weight: [columns, depth], given up to the packed copy; bias: [columns]."""
         self.columns, self.depth = weight.shape
-        self.packed = pack(weight)
+        self.packed = team.arena.place(pack(weight))
         blocks, steps = self.packed.shape[0], self.packed.shape[1]
         self.width = blocks * LANES
         self._start = torch.zeros(self.width)

@@ -27,6 +27,7 @@ import numpy
 from numba import carray, njit  # pyright: ignore[reportPrivateImportUsage]
 from numpy.typing import NDArray
 
+from quant.cpu.arena import Arena
 from quant.cpu.memory import (
     add_shared,
     call_item,
@@ -140,7 +141,9 @@ def _close(state):
 
 
 class Team:
-    """`threads` threads, the caller's among them. Calls come from one thread at a time; helpers start with the first.
+    """`threads` threads, the caller's among them, and the arena of the weights they stream through.
+
+    Calls come from one thread at a time; helpers start with the first.
 
     An item function is a numba cfunc of (arguments address, item, thread) -> None that raises nothing; `thread` is
     below `threads`, and 0 is the caller.
@@ -148,6 +151,7 @@ class Team:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
+        self.arena = Arena()
         self._end: weakref.finalize[Any, Any] | None = None
         self._make_state()
 
