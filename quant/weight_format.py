@@ -23,7 +23,7 @@ class Linear(Protocol):
         ...
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x: [..., depth] -> [..., columns], in x's dtype."""
+        """x: [..., depth] -> [..., columns], in x's dtype, or float32 where that was asked for."""
         ...
 
     def rows(self, index: Tensor) -> Tensor:
@@ -36,8 +36,9 @@ class WeightFormat(Protocol):
 
     name: str
 
-    def linear(self, weight: Tensor, bias: Tensor | None, team: Team | None) -> Linear:
-        """weight: [columns, depth]; bias: [columns]; team: the threads that compute, on a processor."""
+    def linear(self, weight: Tensor, bias: Tensor | None, team: Team | None, *, exact: bool = False) -> Linear:
+        """weight: [columns, depth]; bias: [columns]; team: the threads that compute, on a processor; exact:
+        results are float32 (the output layer's: what follows is the sampler's)."""
         ...
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +39,11 @@ def pack_model(model: ServedModel, weight_format: WeightFormat, team: Team | Non
     Linear by linear, so that no more than one weight is held twice at a time. The model must not be used while this
     runs, and its modules are changed in place. `team`: the threads that compute, on a processor.
     """
+    module: Any = model.module
+    output = module.get_output_embeddings()
     packed = 0
     for _, linear in list(served_linears(model.module)):
-        stored = weight_format.linear(linear.weight, linear.bias, team)
+        stored = weight_format.linear(linear.weight, linear.bias, team, exact=linear is output)
         _tie(model.module, linear, stored)
         linear.adopt(stored)
         packed += stored.bytes

@@ -74,7 +74,7 @@ def _item(
         b1 = _block(keys, page_stride, page_tokens, key_steps, table, first_page, place + 16) if span > 16 else b0
         b2 = _block(keys, page_stride, page_tokens, key_steps, table, first_page, place + 32) if span > 32 else b0
         b3 = _block(keys, page_stride, page_tokens, key_steps, table, first_page, place + 48) if span > 48 else b0
-        _score(rows, paired, copied, copy_stride, key_steps, zeros, scores, SPAN * 4, b0, b1, b2, b3)
+        _score(rows, paired, copied, copy_stride, key_steps, zeros, scores, SPAN * 4, 0, b0, b1, b2, b3)
         for row in range(rows):
             own = position + row // group
             high = min(span, own + 1 - place)

@@ -95,6 +95,16 @@ def counted_loop(
     return results
 
 
+def prefetch(builder: ir.IRBuilder, address: Value) -> None:
+    """Asks for the cache line at `address`, into the second-level cache; any address will do."""
+    pointer = ir.IntType(8).as_pointer()
+    function = builder.module.globals.get("llvm.prefetch.p0")
+    if function is None:
+        kind = ir.FunctionType(ir.VoidType(), [pointer, INT32, INT32, INT32])
+        function = ir.Function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [builder.inttoptr(address, pointer), INT32(0), INT32(2), INT32(1)])
+
+
 def offset_by(builder: ir.IRBuilder, address: Value, size: int) -> Value:
     return builder.add(address, integer(size))
 

@@ -38,6 +38,7 @@ from quant.cpu.instructions import (
     integer,
     load,
     offset_by,
+    prefetch,
     rounded_to_halves,
     row_address,
     store,
@@ -85,12 +86,16 @@ def _product_step(
 
 
 def _in_tiles(
-    name: str, count: int, tile: Callable[[int], Callable[[ir.Function], None]], places: tuple[int, int]
+    name: str,
+    count: int,
+    tile: Callable[[int], Callable[[ir.Function], None]],
+    places: tuple[int, int],
+    only_last: int | None = None,
 ) -> Any:
     """A numba intrinsic `(rows, *arguments)`, rows at least 1, that goes down any number of rows in tiles of at most 6.
 
     tile(n): emits the body of a tile of n rows over `count` arguments. places: where among these the left and the out
-    address stand; each has its stride behind it.
+    address stand; each has its stride behind it. only_last: which of them is 0 for all tiles but the last.
     """
 
     def write(function: ir.Function) -> None:
@@ -106,6 +111,7 @@ def _in_tiles(
         # A single last row costs a whole pass over the columns: 7 rows are cut into 4 and 3.
         most = builder.select(builder.icmp_signed(">", left, integer(TALLEST)), integer(TALLEST), left)
         height = builder.select(builder.icmp_signed("==", left, integer(7)), integer(4), most)
+        last = builder.icmp_signed("==", height, left)
         choice = builder.switch(height, after)
         for n, target in enumerate(tiles, 1):
             block = function.append_basic_block(f"tile_{n}")
@@ -114,6 +120,8 @@ def _in_tiles(
             for place, phi in zip(places, moving, strict=True):
                 given[place] = phi
             inside = ir.IRBuilder(block)
+            if only_last is not None:
+                given[only_last] = inside.select(last, arguments[only_last], integer(0))
             inside.call(target, given)
             inside.branch(after)
         builder.position_at_end(after)
@@ -128,19 +136,20 @@ def _in_tiles(
 
 
 def product_rows(blocks: int, *, rounded: bool) -> Any:
-    """Numba intrinsic `(rows, paired, left, left_stride, steps, start, out, out_stride, block_0, ..)`.
+    """Numba intrinsic `(rows, paired, left, left_stride, steps, start, out, out_stride, ahead, block_0, ..)`.
 
     Writes out[row][block * 16 ..] = start[block * 16 ..] + sum over steps of left[row] x block. Elements are pairs of
     bfloat16 where `paired`, else float32; `steps` counts depth in pairs or values; strides are bytes; `start` addresses
-    float32 (a bias, or zeros); out is float32, or bfloat16 where `rounded` and `paired`.
+    float32 (a bias, or zeros); out is float32, or bfloat16 where `rounded` and `paired`. Beside the last rows it asks
+    for the memory `ahead` bytes behind the blocks, so that it comes while the processor multiplies; 0 asks for none.
     """
     name = f"product_{blocks}_{'rounded' if rounded else 'plain'}"
-    return _in_tiles(name, 7 + blocks, lambda rows: _product_tile(rows, blocks, rounded=rounded), (1, 5))
+    return _in_tiles(name, 8 + blocks, lambda rows: _product_tile(rows, blocks, rounded=rounded), (1, 5), only_last=7)
 
 
 def _product_tile(rows: int, blocks: int, *, rounded: bool) -> Callable[[ir.Function], None]:
     def write(function: ir.Function) -> None:
-        paired, left, left_stride, steps, start, out, out_stride, *packed = function.args
+        paired, left, left_stride, steps, start, out, out_stride, ahead, *packed = function.args
 
         def body(builder: ir.IRBuilder, halves: bool) -> None:
             starts = [load(builder, offset_by(builder, start, block * VECTOR_BYTES), FLOATS) for block in range(blocks)]
@@ -149,7 +158,10 @@ def _product_tile(rows: int, blocks: int, *, rounded: bool) -> Callable[[ir.Func
                 place = builder.add(left, builder.mul(index, integer(4)))
                 lines = [row_address(builder, place, left_stride, row) for row in range(rows)]
                 advance = builder.mul(index, integer(VECTOR_BYTES))
-                return _product_step(builder, totals, lines, [builder.add(p, advance) for p in packed], paired=halves)
+                columns = [builder.add(block, advance) for block in packed]
+                for column in columns:
+                    prefetch(builder, builder.add(column, ahead))
+                return _product_step(builder, totals, lines, columns, paired=halves)
 
             totals = counted_loop(function, builder, steps, [list(starts) for _ in range(rows)], step)
             width = (2 if rounded and halves else 4) * LANES

@@ -15,15 +15,16 @@ if TYPE_CHECKING:
 class TorchLinear:
     """A plain weight under torch's own product; the reference that the packed linear is compared with."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._weight, self._bias = weight, bias
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, exact: bool = False) -> None:
+        self._weight, self._bias, self._exact = weight, bias, exact
 
     @property
     def bytes(self) -> int:
         return self._weight.nbytes + (0 if self._bias is None else self._bias.nbytes)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self._weight, self._bias)
+        y = functional.linear(x, self._weight, self._bias)
+        return y.float() if self._exact else y
 
     def rows(self, index: Tensor) -> Tensor:
         return functional.embedding(index, self._weight)
@@ -34,12 +35,14 @@ class ModelFormat:
 
     name = "model"
 
-    def linear(self, weight: Tensor, bias: Tensor | None, team: Team | None) -> TorchLinear | PackedLinear:
+    def linear(
+        self, weight: Tensor, bias: Tensor | None, team: Team | None, *, exact: bool = False
+    ) -> TorchLinear | PackedLinear:
         """The packed linear where a team computes (bfloat16, float32), else torch's."""
         if team is not None and weight.device.type == "cpu":
             # The kernels compile at first import; a GPU never needs them.
             from quant.cpu.linear import PackedLinear
 
             if PackedLinear.supports(weight):
-                return PackedLinear(weight, bias, team)
-        return TorchLinear(weight, bias)
+                return PackedLinear(weight, bias, team, exact=exact)
+        return TorchLinear(weight, bias, exact=exact)

@@ -44,6 +44,15 @@ def test_takes_strided_and_batched_rows(dtype: torch.dtype) -> None:
     assert linear(x[:, :0]).shape == (2, 0, 48)
 
 
+def test_exact_results_are_not_rounded() -> None:
+    weight, x = torch.randn(70, 64).bfloat16(), torch.randn(9, 64).bfloat16()
+    expected = functional.linear(x.double(), weight.double())
+    for linear in (PackedLinear(weight, None, Team(2), exact=True), TorchLinear(weight.float(), None, exact=True)):
+        found = linear(x.to(linear.rows(torch.tensor([0])).dtype))
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_gives_back_the_rows_it_was_made_of() -> None:
     weight = torch.randn(50, 64).bfloat16()
     index = torch.tensor([0, 49, 17, 17])
