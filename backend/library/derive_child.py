@@ -17,6 +17,10 @@ from backend.library.gguf_header import read_gguf_header
 # Tokenizers that split digits before anything else. transformers' conversion from GGUF leaves that step out, and so
 # would join the line breaks or spaces before a number as the model never saw them in training.
 _DIGIT_SPLITTING = frozenset({"smollm", "starcoder"})
+# A GGUF file has no sampling defaults. Where the model's makers name some, by the family that the file names: SmolLM2's card.
+_RECOMMENDED: Mapping[str, dict[str, object]] = {
+    "smollm2": {"do_sample": True, "temperature": 0.2, "top_p": 0.9},
+}
 
 
 def main(source: Path, target: Path) -> None:
@@ -45,7 +49,9 @@ def _derive_gguf(folder: Path, target: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file="model.gguf")
     config.save_pretrained(target)
     tokenizer.save_pretrained(target)
-    GenerationConfig.from_model_config(config).save_pretrained(target)
+    generation = GenerationConfig.from_model_config(config)
+    generation.update(**_RECOMMENDED.get(str(fields.get("general.basename")), {}))
+    generation.save_pretrained(target)
     _finish_tokenizer(target, fields)
 
 

@@ -1,7 +1,7 @@
 """Arena: memory in huge pages for what kernels stream through: weights, and the pool of K and V.
 
-With pages of 4 KiB the processor's own prefetching stops at each page's end, and a stream reaches half of what the
-memory gives: 26 against 55 GB/s where this was measured (two threads over 212 MB).
+With pages of 4 KiB the processor's own prefetching stops at each page's end, and a stream does not reach what the
+memory gives.
 """
 
 from __future__ import annotations
