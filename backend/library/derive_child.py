@@ -17,7 +17,7 @@ from backend.library.gguf_header import read_gguf_header
 # Tokenizers that split digits before anything else. transformers' conversion from GGUF leaves that step out, and so
 # would join the line breaks or spaces before a number as the model never saw them in training.
 _DIGIT_SPLITTING = frozenset({"smollm", "starcoder"})
-# A GGUF file has no sampling defaults. Where the model's makers name some, by the family that the file names: SmolLM2's card.
+# A GGUF file has no sampling defaults: those that a model's makers name, by the family in the file (SmolLM2's card).
 _RECOMMENDED: Mapping[str, dict[str, object]] = {
     "smollm2": {"do_sample": True, "temperature": 0.2, "top_p": 0.9},
 }
