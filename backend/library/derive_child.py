@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from backend.library.gguf_header import read_gguf_header
 
@@ -18,7 +19,7 @@ from backend.library.gguf_header import read_gguf_header
 # would join the line breaks or spaces before a number as the model never saw them in training.
 _DIGIT_SPLITTING = frozenset({"smollm", "starcoder"})
 # A GGUF file has no sampling defaults: those that a model's makers name, by the family in the file (SmolLM2's card).
-_RECOMMENDED: Mapping[str, dict[str, object]] = {
+_RECOMMENDED: Mapping[str, dict[str, Any]] = {
     "smollm2": {"do_sample": True, "temperature": 0.2, "top_p": 0.9},
 }
 
