@@ -18,9 +18,10 @@ from backend.library.gguf_header import read_gguf_header
 # Tokenizers that split digits before anything else. transformers' conversion from GGUF leaves that step out, and so
 # would join the line breaks or spaces before a number as the model never saw them in training.
 _DIGIT_SPLITTING = frozenset({"smollm", "starcoder"})
-# A GGUF file has no sampling defaults: those that a model's makers name, by the family in the file (SmolLM2's card).
-_RECOMMENDED: Mapping[str, dict[str, Any]] = {
-    "smollm2": {"do_sample": True, "temperature": 0.2, "top_p": 0.9},
+# A GGUF file has no sampling defaults; these are ours, by the family that the file names. At temperature 1 the small
+# SmolLM2 rambles, at its makers' 0.2 it repeats itself.
+_DEFAULTS: Mapping[str, dict[str, Any]] = {
+    "smollm2": {"do_sample": True, "temperature": 0.6, "top_p": 0.9},
 }
 
 
@@ -51,7 +52,7 @@ def _derive_gguf(folder: Path, target: Path) -> None:
     config.save_pretrained(target)
     tokenizer.save_pretrained(target)
     generation = GenerationConfig.from_model_config(config)
-    generation.update(**_RECOMMENDED.get(str(fields.get("general.basename")), {}))
+    generation.update(**_DEFAULTS.get(str(fields.get("general.basename")), {}))
     generation.save_pretrained(target)
     _finish_tokenizer(target, fields)
 
