@@ -45,6 +45,7 @@ def known_architecture(name: str, folder: Path) -> tuple[str, str]:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         raise BrokenModelError(f"{name} does not say what it is.", "Its config.json has no model_type.")
+    _refuse_quantized(name, config)
     known = causal_language_models()
     if model_type in known:
         return model_type, known[model_type]
@@ -59,6 +60,18 @@ def known_architecture(name: str, folder: Path) -> tuple[str, str]:
         f"transformers has no causal language model of the type {model_type!r}.",
         "Choose another model, or a later version of shardwise.",
     )
+
+
+def _refuse_quantized(name: str, config: dict[str, object]) -> None:
+    """Raises UnsupportedModelError for weights packed by GPTQ, AWQ, FP8, MXFP4 and the like, named by their method."""
+    quantization = config.get("quantization_config")
+    if isinstance(quantization, dict):
+        method = quantization.get("quant_method") or "an unknown method"
+        raise UnsupportedModelError(
+            f"{name} has quantized weights, which this version does not read.",
+            f"Its config.json says that they are packed by {method}.",
+            "Choose the model's unquantized checkpoint, or a GGUF file of it.",
+        )
 
 
 def _gguf(files: ModelFiles) -> tuple[TensorEntry, ...]:
