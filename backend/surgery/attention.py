@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from backend.surgery.context import AttentionContext
+from backend.surgery.echo_context import EchoContext
 from backend.surgery.linears import ServedLinear, merge, mergeable, serve
 from backend.surgery.norm import ServedRMSNorm, rms_norm
 from backend.surgery.trace import TracedLayer
@@ -89,30 +90,6 @@ class _Settings:
 
     scaling: float
     softcap: float | None
-
-
-@dataclass(slots=True)
-class _ProbeContext:
-    """Notes one call, and answers with something that depends on the query."""
-
-    tensors: tuple[Tensor, ...] = ()
-    settings: _Settings | None = None
-    sinks: Tensor | None = None
-
-    def attend(
-        self,
-        slot: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        softcap: float | None = None,
-        sinks: Tensor | None = None,
-    ) -> Tensor:
-        self.tensors = (query, key, value)
-        self.settings, self.sinks = _Settings(scaling, softcap), sinks
-        return query * 0.5 + 1
 
 
 def served_attention(
@@ -195,7 +172,7 @@ def _settings(
 
 
 def _compare(probe: nn.Module, ours: ServedAttention, x: Tensor, tables: tuple[Tensor, Tensor]) -> _Settings | None:
-    theirs, mine = _ProbeContext(), _ProbeContext()
+    theirs, mine = EchoContext(), EchoContext()
     positions = torch.arange(x.shape[1])[None] * 100_000
     try:
         given = probe(
@@ -213,4 +190,6 @@ def _compare(probe: nn.Module, ours: ServedAttention, x: Tensor, tables: tuple[T
         return None
     pairs = [(given[0], expected), *zip(theirs.tensors, mine.tensors, strict=True)]
     same = all(one.shape == other.shape and torch.allclose(one, other, 1e-4, 1e-4) for one, other in pairs)
-    return theirs.settings if same else None
+    if not same or theirs.scaling is None:
+        return None
+    return _Settings(theirs.scaling, theirs.softcap)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from backend.surgery.echo_context import EchoContext
 from backend.surgery.glu import GluStep
 from backend.surgery.linears import ServedLinear, served_linears
 from backend.surgery.model import ServedModel
@@ -78,7 +79,7 @@ def _use_processor_kernels(module: nn.Module, team: Team) -> None:
 def _fuse_layers(model: ServedModel, team: Team) -> None:
     """Puts a FusedStack in the place of a list of layers, if the whole model then still computes the same."""
     from backend.surgery.stack import FusedStack
-    from backend.surgery.stacked_layer import EchoContext, stacked_layer
+    from backend.surgery.stacked_layer import stacked_layer
 
     tokens = torch.arange(3)
 

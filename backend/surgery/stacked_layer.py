@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from backend.surgery.attention import ServedAttention
+from backend.surgery.echo_context import EchoContext
 from backend.surgery.glu import GatedMlp
 from backend.surgery.norm import ServedRMSNorm
 from backend.surgery.processor_kernels import RowNorm
@@ -61,24 +62,6 @@ class StackedLayer:
             return (0, 0, 0, 0)
         query, key = self.head_norms
         return int(query.words[2]), int(query.words[6]), int(key.words[2]), int(key.words[6])
-
-
-class EchoContext:
-    """Answers attention with something that depends on query and value, for comparing two ways through a layer."""
-
-    def attend(
-        self,
-        slot: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        softcap: float | None = None,
-        sinks: Tensor | None = None,
-    ) -> Tensor:
-        group = query.shape[1] // value.shape[1]
-        return query * 0.5 + (key + value).repeat_interleave(group, 1)
 
 
 def stacked_layer(module: nn.Module) -> StackedLayer | None:

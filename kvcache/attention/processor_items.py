@@ -53,12 +53,7 @@ def _item(
     accumulated = carray(floats_at(sums), (ITEM_ROWS, value_size))
     _copy_query(query, query_stride, copied, copy_stride, group, tokens)
     accumulated[:rows] = numpy.float32(0.0)
-    for row in range(rows):
-        if sinks:
-            peak[row] = carray(floats_at(sinks), (head + group,))[head + row % group] * LOG2_E
-            total[row] = numpy.float32(1.0)
-        else:
-            peak[row], total[row] = numpy.float32(HIDDEN), numpy.float32(0.0)
+    _begin_rows(rows, sinks, head, group, peak, total)
     key_steps, value_steps = key_size // pair, page_tokens // pair
     unit = min(page_tokens, SPAN)
     length = position + tokens
@@ -95,6 +90,17 @@ def _item(
     for row in range(rows):
         line = out + (row // group) * out_stride + (row % group) * value_size * element
         _finish(accumulated[row], numpy.float32(1.0) / total[row], line, value_size, paired)
+
+
+@njit(nogil=True, cache=True)
+def _begin_rows(rows, sinks, head, group, peak, total):
+    """The softmax of no position yet: nothing seen, or each head's sink alone."""
+    for row in range(rows):
+        if sinks:
+            peak[row] = carray(floats_at(sinks), (head + group,))[head + row % group] * LOG2_E
+            total[row] = numpy.float32(1.0)
+        else:
+            peak[row], total[row] = numpy.float32(HIDDEN), numpy.float32(0.0)
 
 
 @njit(nogil=True, cache=True)
