@@ -6,6 +6,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
 from backend.request import Sampling
+from kvcache.transfer import Transfer
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +60,15 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's work: slices of distinct sequences, decode and prefill mixed."""
+    """One step's work: slices of distinct sequences, decode and prefill mixed.
+
+    `transfers` are begun before the slices are computed, with the promises of `kvcache.transfer`; a Batch may consist
+    of them alone. Slices may share pages that none of them writes.
+    """
 
     step: int
     slices: tuple[Slice, ...]
+    transfers: tuple[Transfer, ...] = ()
 
     @property
     def token_count(self) -> int:

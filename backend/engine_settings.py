@@ -17,7 +17,11 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
         device: where to compute.
         dtype: type of weights and activations.
         weights: weight format ("model" keeps the checkpoint's).
-        kv_format: how K and V are stored ("model" is the dtype).
+        kv_format: how K and V are stored: "model" (the dtype), "fp8", "int8", "k=F,v=F", or "auto".
+        host_cache: bytes of host memory for cached pages; None lets the plan choose, 0 is none.
+        disk_cache: bytes of disk for cached pages; 0 is none.
+        cache_dir: folder of the disk tier; must be set where disk_cache is not 0.
+        cache_secret: the installation's secret, which signs pages on disk and separates API keys.
         max_context: most positions of a sequence.
         max_sequences: most sequences computed in one step.
         kv_pool: bytes of the page pool.
@@ -33,5 +37,9 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
     max_context: int | None = None
     max_sequences: int | None = None
     kv_pool: int | None = None
+    host_cache: int | None = None
+    disk_cache: int = 0
+    cache_dir: str = ""
+    cache_secret: bytes = b""
     step_tokens: int | None = None
     threads: int | None = None

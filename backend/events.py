@@ -6,6 +6,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from kvcache.statistics import CacheStatistics
+
 EndReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 
 
@@ -34,6 +36,13 @@ class End(Struct, frozen=True, array_like=True):
     message: str = ""
 
 
+class Start(Struct, frozen=True, array_like=True):
+    """A request was admitted for the first time; `cached_tokens` of its prompt are served from cached pages."""
+
+    request: str
+    cached_tokens: int
+
+
 class EngineStatistics(Struct, frozen=True):
     """A snapshot of the engine after a step; counters run from the engine's start.
 
@@ -42,9 +51,6 @@ class EngineStatistics(Struct, frozen=True):
 
     running: int = 0
     waiting: int = 0
-    pages_total: int = 0
-    pages_used: int = 0
-    page_bytes: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
     preemptions: int = 0
@@ -52,3 +58,4 @@ class EngineStatistics(Struct, frozen=True):
     step_seconds: float = 0.0
     scheduling_seconds: float = 0.0
     nan_requests: int = 0
+    cache: CacheStatistics = CacheStatistics()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from backend.batch import Batch, Sampled
+from kvcache.transfer import TransferDone
 
 
 class DeviceLostError(RuntimeError):
@@ -18,11 +19,16 @@ class Executor(Protocol):
     """
 
     def execute(self, batch: Batch) -> list[Sampled | None]:
-        """One entry per slice, in order: the sampled token, or None where the slice did not ask for one.
+        """Begins the batch's transfers, then computes its slices.
 
-        After an exception the engine runs parts of the same batch again, to find the sequence that caused it; after
-        DeviceLostError it does not.
+        One entry per slice, in order: the sampled token, or None where the slice did not ask for one. After an
+        exception the engine runs parts of the same batch again, without its transfers, to find the sequence that caused
+        it; after DeviceLostError it does not.
         """
+        ...
+
+    def transfers_done(self, patience: float = 0.0) -> list[TransferDone]:
+        """The transfers that ended since the last call; waits up to `patience` seconds for a first one, if any runs."""
         ...
 
     def close(self) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-from backend.events import End, EngineStatistics, Token
+from backend.events import End, EngineStatistics, Start, Token
 from backend.planner.plan import Plan
 from backend.request import Request
+from kvcache.statistics import CacheMap
 
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 
@@ -59,11 +60,16 @@ class Ready(Struct, frozen=True, tag=True):
 
 
 class StepOutput(Struct, frozen=True, tag=True):
-    """Engine to server: what one step brought, in order; a request's End follows its last Token."""
+    """Engine to server: what one step brought, in order: starts, tokens, ends; a request's End follows its last Token.
+
+    `cache_map` comes with some steps, at most twice a second.
+    """
 
     tokens: tuple[Token, ...]
     ends: tuple[End, ...]
     statistics: EngineStatistics
+    starts: tuple[Start, ...] = ()
+    cache_map: CacheMap | None = None
 
 
 class StartFailed(Struct, frozen=True, tag=True):

@@ -32,7 +32,7 @@ class PagedContext:
         slot: int,
         query: Tensor,
         key: Tensor,
-        value: Tensor,
+        value: Tensor | None,
         *,
         scaling: float,
         softcap: float | None = None,

@@ -55,6 +55,7 @@ class Request(Struct, frozen=True, kw_only=True):
         prior: output tokens that this request already has (a replay after a fault); they count as output for
             penalties, `min_tokens`, `max_tokens` and the sampling index, and are not reported again.
         sampling: how to choose tokens.
+        cache_salt: requests with unequal salts never share cached pages; the server makes it of the client's API key.
         priority: smaller runs first; equal priorities run in order of arrival.
         timeout: seconds from submission after which the request ends with reason "deadline"; None waits forever.
     """
@@ -63,5 +64,6 @@ class Request(Struct, frozen=True, kw_only=True):
     prompt: tuple[int, ...]
     prior: tuple[int, ...] = ()
     sampling: Sampling = Sampling()
+    cache_salt: bytes = b""
     priority: int = 0
     timeout: float | None = None

@@ -15,8 +15,9 @@ from backend.step_inputs import step_inputs
 from backend.surgery.model import ServedModel
 from kvcache.attention.kernel import AttentionKernel, AttentionShape
 from kvcache.attention.table import attention_kernels, choose_kernel
-from kvcache.layout import CacheLayout
+from kvcache.layout import CacheLayout, Keeps
 from kvcache.page_memory import PageMemory
+from kvcache.transfer import TransferDone
 
 if TYPE_CHECKING:
     from quant.cpu.team import Team
@@ -56,6 +57,9 @@ class Runner:
         sampled = iter(self._sampler.sample(logits, tasks) if tasks else [])
         return [None if part.sample is None else next(sampled) for part in batch.slices]
 
+    def transfers_done(self, patience: float = 0.0) -> list[TransferDone]:
+        return []
+
     def warm_up(self, tokens: int) -> None:
         """One prefill of at most `tokens` and one decode over free pages: compiles kernels, finds the memory peak."""
         tokens = max(1, min([tokens, *(self._memory.pages * group.page_tokens for group in self._layout.groups)]))
@@ -72,13 +76,17 @@ class Runner:
 
     def _shape(self, slot: int) -> AttentionShape:
         group = next(group for group in self._layout.groups if slot in group.slots)
+        layer = group.layer
         return AttentionShape(
             heads=self._model.facts.heads[slot],
-            kv_heads=group.kv_heads,
-            key_size=group.key_size,
-            value_size=group.value_size,
+            kv_heads=layer.kv_heads,
+            key_size=layer.key_size,
+            value_size=layer.value_size,
             page_tokens=group.page_tokens,
             window=group.window,
             dtype=self._model.dtype,
             device=self._model.device,
+            chunked=group.chunked,
+            latent=layer.keeps is Keeps.LATENT,
+            formats=self._layout.formats,
         )

@@ -248,18 +248,15 @@ class Scheduler:
 
     def statistics(self) -> EngineStatistics:
         """A snapshot; times are the engine's to add."""
-        cache = self._cache.statistics()
         return EngineStatistics(
             running=len(self._running),
             waiting=len(self._waiting),
-            pages_total=cache.pages_total,
-            pages_used=cache.pages_used,
-            page_bytes=cache.page_bytes,
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
             preemptions=self._preemptions,
             steps=self._steps,
             nan_requests=self._nan_requests,
+            cache=self._cache.statistics(),
         )
 
     def check_integrity(self) -> None:

@@ -29,6 +29,7 @@ from backend.revival import Death, RevivalPolicy, admissible, guilty, restart_de
 from backend.running_request import LostTokenError, RunningRequest
 from backend.start_stages import StartStages
 from backend.vital_signs import VitalLimits, VitalSigns
+from kvcache.statistics import CacheStatistics
 
 ENGINE_COMMAND = (sys.executable, "-P", "-m", "backend.engine_process")
 COUNTERS = (
@@ -279,9 +280,8 @@ class EngineSupervisor:
         self._deaths.append(Death(time.monotonic(), was_ready))
         now = self.statistics()
         self._earlier_statistics = now
-        self._statistics = EngineStatistics(
-            pages_total=now.pages_total, page_bytes=now.page_bytes, waiting=len(self._running)
-        )
+        cache = CacheStatistics(pages_total=now.cache.pages_total, page_bytes=now.cache.page_bytes)
+        self._statistics = EngineStatistics(waiting=len(self._running), cache=cache)
         for running in tuple(self._running.values()):
             running.engine_died()
             if running.overdue:

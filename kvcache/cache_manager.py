@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from kvcache.layout import CacheLayout
 from kvcache.page_pool import PagePool
 from kvcache.page_table import PageTable
-
-
-@dataclass(frozen=True, slots=True)
-class CacheStatistics:
-    """A snapshot of the pool."""
-
-    pages_total: int
-    pages_used: int
-    page_bytes: int
+from kvcache.statistics import CacheStatistics
 
 
 class CacheManager:
@@ -32,7 +23,7 @@ class CacheManager:
 
     def open(self) -> tuple[PageTable, ...]:
         """Empty tables for a new sequence."""
-        return tuple(PageTable(group.page_tokens, group.window) for group in self.layout.groups)
+        return tuple(PageTable(group.page_tokens, group.window, group.chunked) for group in self.layout.groups)
 
     @property
     def free_pages(self) -> int:
@@ -84,7 +75,10 @@ class CacheManager:
 
     def statistics(self) -> CacheStatistics:
         return CacheStatistics(
-            pages_total=self._pool.total, pages_used=self._pool.used, page_bytes=self.layout.page_bytes
+            pages_total=self._pool.total,
+            pages_used=self._pool.used,
+            pages_free=self._pool.free,
+            page_bytes=self.layout.page_bytes,
         )
 
     def check_integrity(self, handles: Iterable[tuple[PageTable, ...]]) -> None:

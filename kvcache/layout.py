@@ -1,12 +1,13 @@
 """CacheLayout: which layers keep what, in groups, and where the bytes of a page lie. Pure data, no torch.
 
-A page is head-major: kv head, then layer, then all keys of the page's tokens, then all values:
+A page is head-major: kv head, then layer, then a block of each kind for all of the page's tokens:
 
     page  = [kv_head 0][kv_head 1]...
     head  = [layer 0][layer 1]...                 (the group's layers)
-    layer = [key: page_tokens x key_bytes][value: page_tokens x value_bytes]
+    layer = [keys][values][scales of keys][scales of values]
 
-so one head's, and a contiguous share of heads', bytes are one range.
+so one head's, and a contiguous share of heads', bytes are one range. Scales exist where a format has them; layers that
+keep latents have no values of their own.
 """
 
 from __future__ import annotations
@@ -14,30 +15,34 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from quant.kv_format import KVFormats
+
 
 class Keeps(Enum):
-    """What a layer's cache keeps: every position, or those inside a sliding window."""
+    """What a layer's cache keeps.
+
+    FULL: every position. SLIDING: those inside a sliding window. CHUNKED: those of a token's own chunk. LATENT: every
+    position's latent (multi-head latent attention), of which the first `value_size` elements are also the value.
+    """
 
     FULL = "full"
     SLIDING = "sliding"
+    CHUNKED = "chunked"
+    LATENT = "latent"
+
+
+def oldest_seen(position: int, window: int | None, chunked: bool) -> int:
+    """The first position that the token at `position` sees."""
+    if window is None:
+        return 0
+    return position // window * window if chunked else max(0, position - window + 1)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """What one attention layer keeps. `window` counts positions a token sees, itself included; None for FULL."""
+    """What one attention layer keeps.
 
-    keeps: Keeps
-    window: int | None
-    kv_heads: int
-    key_size: int
-    value_size: int
-
-
-@dataclass(frozen=True, slots=True)
-class CacheGroup:
-    """Layers that share one page table: equal `keeps`, window, heads and sizes.
-
-    `slots` are the indices of the model's attention layers, in order; `page_tokens` is a power of two.
+    `window` counts the positions a token of a sliding layer sees, itself included, or those of a chunk; None else.
     """
 
     keeps: Keeps
@@ -45,78 +50,129 @@ class CacheGroup:
     kv_heads: int
     key_size: int
     value_size: int
+
+    @property
+    def stored_values(self) -> int:
+        """Elements that a token and head stores beside its key."""
+        return 0 if self.keeps is Keeps.LATENT else self.value_size
+
+
+@dataclass(frozen=True, slots=True)
+class CacheGroup:
+    """Layers that share one page table: equal in all that a LayerCache says.
+
+    `slots` are the indices of the model's attention layers, in order; `page_tokens` is a power of two.
+    """
+
+    layer: LayerCache
     slots: tuple[int, ...]
     page_tokens: int
 
-    def token_bytes(self, element_bytes: int) -> int:
-        """Bytes that one position takes over the group's layers."""
-        return len(self.slots) * self.kv_heads * (self.key_size + self.value_size) * element_bytes
+    @property
+    def window(self) -> int | None:
+        return self.layer.window
+
+    @property
+    def chunked(self) -> bool:
+        return self.layer.keeps is Keeps.CHUNKED
+
+
+@dataclass(frozen=True, slots=True)
+class LayerBlocks:
+    """Where a layer's four blocks lie in its head's bytes of a page: offsets, and the bytes of all four together."""
+
+    keys: int
+    values: int
+    key_scales: int
+    value_scales: int
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class CacheLayout:
     """The groups of a model, and the bytes of a page, equal over them (a group that fills less leaves the rest unused).
 
-    `element_bytes` is the size of one stored K or V element.
+    `model_bytes` is the size of an element in the model's own type.
     """
 
     groups: tuple[CacheGroup, ...]
-    element_bytes: int
+    formats: KVFormats
+    model_bytes: int
     page_bytes: int
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes that one position takes over all layers, while every group still keeps it."""
-        return sum(group.token_bytes(self.element_bytes) for group in self.groups)
+        """Bytes that one position takes over all layers, scales included, while every group still keeps it."""
+        return sum(self.token_bytes(group) for group in self.groups)
+
+    def token_bytes(self, group: CacheGroup) -> int:
+        """Bytes that one position takes over the group's layers."""
+        return len(group.slots) * _layer_bytes(group.layer, self.formats, self.model_bytes)
+
+    def head_bytes(self, group: CacheGroup) -> int:
+        """Bytes of one kv head in a page of the group."""
+        return len(group.slots) * self.blocks(group).bytes
+
+    def blocks(self, group: CacheGroup) -> LayerBlocks:
+        """Where a layer of the group has its blocks."""
+        layer, formats, tokens = group.layer, self.formats, group.page_tokens
+        keys = tokens * layer.key_size * formats.key.element_bytes(self.model_bytes)
+        values = tokens * layer.stored_values * formats.value.element_bytes(self.model_bytes)
+        key_scales = tokens * formats.key.scale_bytes
+        value_scales = tokens * formats.value.scale_bytes if layer.stored_values else 0
+        edge = keys + values
+        return LayerBlocks(0, keys, edge, edge + key_scales, edge + key_scales + value_scales)
 
 
-def build_layout(layers: tuple[LayerCache, ...], element_bytes: int, page_tokens: int = 16) -> CacheLayout:
+def build_layout(
+    layers: tuple[LayerCache, ...], model_bytes: int, page_tokens: int = 16, formats: KVFormats | None = None
+) -> CacheLayout:
     """Groups layers that keep alike, in the order of each group's first layer, and gives all groups pages of one size.
 
     The group with the most bytes per token gets `page_tokens` positions a page; every other one gets the largest power
     of two that fits into as many bytes. Raises ValueError for values that make no layout.
     """
+    formats = formats or KVFormats()
     if not layers:
         raise ValueError("a cache layout needs at least one attention layer")
-    if element_bytes < 1:
-        raise ValueError(f"a stored element cannot take {element_bytes} bytes")
+    if model_bytes < 1:
+        raise ValueError(f"a stored element cannot take {model_bytes} bytes")
     if not _is_power_of_two(page_tokens):
         raise ValueError(f"page_tokens is {page_tokens}, and must be a power of two")
     members: dict[LayerCache, list[int]] = {}
     for slot, layer in enumerate(layers):
         _check_layer(slot, layer)
         members.setdefault(layer, []).append(slot)
-    groups = [_group(layer, tuple(slots), page_tokens) for layer, slots in members.items()]
-    page_bytes = page_tokens * max(group.token_bytes(element_bytes) for group in groups)
-    return CacheLayout(
-        groups=tuple(
-            replace(group, page_tokens=_power_of_two_within(page_bytes // group.token_bytes(element_bytes)))
-            for group in groups
-        ),
-        element_bytes=element_bytes,
+    groups = tuple(CacheGroup(layer, tuple(slots), page_tokens) for layer, slots in members.items())
+    plain = CacheLayout(groups, formats, model_bytes, 0)
+    page_bytes = page_tokens * max(plain.token_bytes(group) for group in groups)
+    return replace(
+        plain,
         page_bytes=page_bytes,
+        groups=tuple(
+            replace(group, page_tokens=_power_of_two_within(page_bytes // plain.token_bytes(group))) for group in groups
+        ),
     )
 
 
-def _group(layer: LayerCache, slots: tuple[int, ...], page_tokens: int) -> CacheGroup:
-    return CacheGroup(
-        keeps=layer.keeps,
-        window=layer.window,
-        kv_heads=layer.kv_heads,
-        key_size=layer.key_size,
-        value_size=layer.value_size,
-        slots=slots,
-        page_tokens=page_tokens,
-    )
+def _layer_bytes(layer: LayerCache, formats: KVFormats, model_bytes: int) -> int:
+    """Bytes of one position in one layer."""
+    row = formats.key.row_bytes(layer.key_size, model_bytes)
+    if layer.stored_values:
+        row += formats.value.row_bytes(layer.stored_values, model_bytes)
+    return layer.kv_heads * row
 
 
 def _check_layer(slot: int, layer: LayerCache) -> None:
     if min(layer.kv_heads, layer.key_size, layer.value_size) < 1:
         raise ValueError(f"layer {slot} keeps nothing: {layer}")
-    if layer.keeps is Keeps.FULL and layer.window is not None:
+    bounded = layer.keeps in (Keeps.SLIDING, Keeps.CHUNKED)
+    if not bounded and layer.window is not None:
         raise ValueError(f"layer {slot} keeps every position, yet has a window of {layer.window}")
-    if layer.keeps is Keeps.SLIDING and (layer.window is None or layer.window < 1):
-        raise ValueError(f"layer {slot} slides over a window of {layer.window} positions, and needs at least 1")
+    if bounded and (layer.window is None or layer.window < 1):
+        raise ValueError(f"layer {slot} sees a window of {layer.window} positions, and needs at least 1")
+    if layer.keeps is Keeps.LATENT and layer.value_size > layer.key_size:
+        raise ValueError(f"layer {slot} has latents of {layer.key_size} elements, and values of {layer.value_size}")
 
 
 def _is_power_of_two(number: int) -> bool:

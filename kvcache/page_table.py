@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from kvcache.layout import oldest_seen
+
 
 class PageTable:
     """The pages of the positions from `first * page_tokens` on.
@@ -13,11 +15,13 @@ class PageTable:
     caller owes them to the pool.
     """
 
-    __slots__ = ("first", "ids", "page_tokens", "window")
+    __slots__ = ("chunked", "first", "ids", "page_tokens", "window")
 
-    def __init__(self, page_tokens: int, window: int | None) -> None:
+    def __init__(self, page_tokens: int, window: int | None, chunked: bool = False) -> None:
+        """window: positions that a token sees, itself included; with `chunked`, those of a chunk. None for all."""
         self.page_tokens = page_tokens
         self.window = window
+        self.chunked = chunked
         self.first = 0
         self.ids: list[int] = []
 
@@ -25,13 +29,14 @@ class PageTable:
         """How many pages must be appended before the positions below `length` have one."""
         return max(0, -(-length // self.page_tokens) - self.first - len(self.ids))
 
+    def oldest_seen(self, position: int) -> int:
+        """The first position that the token at `position` sees."""
+        return oldest_seen(position, self.window, self.chunked)
+
     def slide(self, position: int) -> list[int]:
         """Drops the pages that no token from `position` on can see."""
-        if self.window is None:
-            return []
-        oldest_seen = max(0, position - self.window + 1)
         # A page that does not exist yet cannot be left behind: it will be appended at its place.
-        behind = min(oldest_seen // self.page_tokens - self.first, len(self.ids))
+        behind = min(self.oldest_seen(position) // self.page_tokens - self.first, len(self.ids))
         if behind <= 0:
             return []
         dropped = self.ids[:behind]
@@ -41,8 +46,7 @@ class PageTable:
 
     def can_continue_at(self, position: int) -> bool:
         """Whether all that the token at `position` sees, itself aside, is still held."""
-        oldest_seen = 0 if self.window is None else max(0, position - self.window + 1)
-        return oldest_seen >= self.first * self.page_tokens
+        return self.oldest_seen(position) >= self.first * self.page_tokens
 
     def truncate(self, length: int) -> list[int]:
         """Drops the pages past the positions below `length`, at which the table can continue."""

@@ -85,10 +85,10 @@ _GAUGES: tuple[tuple[str, str, Callable[[EngineStatistics], float]], ...] = (
     (
         "vllm:kv_cache_usage_perc",
         "Share of the KV pages in use, 1 is full",
-        lambda s: s.pages_used / s.pages_total if s.pages_total else 0.0,
+        lambda s: s.cache.pages_used / s.cache.pages_total if s.cache.pages_total else 0.0,
     ),
-    ("shardwise:kv_pages_total", "Pages in the pool", lambda s: s.pages_total),
-    ("shardwise:kv_pages_used", "Pages in use", lambda s: s.pages_used),
+    ("shardwise:kv_pages_total", "Pages in the pool", lambda s: s.cache.pages_total),
+    ("shardwise:kv_pages_used", "Pages in use", lambda s: s.cache.pages_used),
 )
 _COUNTERS: tuple[tuple[str, str, Callable[[EngineStatistics], float]], ...] = (
     ("vllm:prompt_tokens", "Prompt tokens computed", lambda s: s.prompt_tokens),

@@ -96,6 +96,10 @@ def decide(settings: EngineSettings, facts: ModelFacts, machine: Machine, weight
         page_tokens=draft.layout.groups[0].page_tokens,
         page_bytes=draft.layout.page_bytes,
         pages=pages,
+        token_bytes=draft.layout.bytes_per_token,
+        host_pages=0,
+        disk_bytes=0,
+        cache_dir="",
         threads=threads,
         reasons=tuple(reason for reason in reasons if reason),
     )

@@ -43,7 +43,10 @@ def activation_bytes(facts: ModelFacts, dtype: str, step_tokens: int, max_sequen
 
 def pages_of_context(layout: CacheLayout, tokens: int, step_tokens: int) -> int:
     """Most pages that one sequence of `tokens` positions holds at once, over all groups, as the cache counts them."""
-    return sum(PageTable(group.page_tokens, group.window).most_pages(tokens, step_tokens) for group in layout.groups)
+    return sum(
+        PageTable(group.page_tokens, group.window, group.chunked).most_pages(tokens, step_tokens)
+        for group in layout.groups
+    )
 
 
 def context_of_pages(layout: CacheLayout, pages: int, step_tokens: int, limit: int) -> int:

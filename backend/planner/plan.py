@@ -27,7 +27,8 @@ class Plan(Struct, frozen=True, kw_only=True):
         model: the name the user gave.
         architecture: transformers' class name.
         dtype: float32, bfloat16 or float16.
-        weight_format, kv_format: names in quant's tables.
+        weight_format: a name in quant's table.
+        kv_format: K's and V's formats, as `quant.kv_format.parse_kv_formats` reads them.
         tensor_parallel, pipeline_stages: how many of each (1 in this version).
         ranks: devices with their expected memory.
         max_context: most positions of one sequence (prompt and answer).
@@ -36,6 +37,9 @@ class Plan(Struct, frozen=True, kw_only=True):
         page_tokens: positions a page of the first cache group holds.
         page_bytes: bytes of one page, equal over groups.
         pages: pages in the pool.
+        token_bytes: bytes that one position takes in the pool over all layers, scales included.
+        host_pages: pages that the host tier holds; 0 where there is none.
+        disk_bytes, cache_dir: budget and folder of the disk tier; 0 and empty where there is none.
         threads: processor threads for compute on a CPU device.
         reasons: one sentence per decision, for people.
     """
@@ -54,5 +58,9 @@ class Plan(Struct, frozen=True, kw_only=True):
     page_tokens: int
     page_bytes: int
     pages: int
+    token_bytes: int
+    host_pages: int
+    disk_bytes: int
+    cache_dir: str
     threads: int
     reasons: tuple[str, ...]

@@ -18,7 +18,7 @@ class AttentionContext(Protocol):
         slot: int,
         query: Tensor,
         key: Tensor,
-        value: Tensor,
+        value: Tensor | None,
         *,
         scaling: float,
         softcap: float | None = None,
@@ -26,6 +26,7 @@ class AttentionContext(Protocol):
     ) -> Tensor:
         """Writes key [T, kv_heads, D] and value [T, kv_heads, Dv], attends query [T, heads, D]: [T, heads, Dv].
 
-        All are flat over the batch's sequences; masks and windows are the context's own business.
+        A layer that keeps latents gives them as key, one head of D, and no value: this is the first Dv elements of the
+        key. All are flat over the batch's sequences; masks and windows are the context's own business.
         """
         ...

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from kvcache.layout import oldest_seen
+from quant.kv_format import KVFormats
 
 
 @dataclass(frozen=True, slots=True)
 class LayerPages:
     """One layer's keys and values inside the pool, as strided views; nothing is copied.
 
-    keys: [pages, kv_heads, page_tokens, key_size]; values: [pages, kv_heads, page_tokens, value_size]. The last two
-    dimensions are contiguous: one block of memory, whose inner order is the kernel's own (the reference keeps it
-    plain). One pool is written and read by one kernel.
+    keys: [pages, kv_heads, page_tokens, key_size]; values: [pages, kv_heads, page_tokens, value_size]; both in their
+    format's stored type, and None for values where latents are kept: these are the first value_size elements of each
+    key. The last two dimensions are contiguous: one block of memory, whose inner order is the kernel's own (the
+    reference keeps it plain). One pool is written and read by one kernel.
+    key_scales, value_scales: [pages, kv_heads, page_tokens] bfloat16, by position in every kernel; None where the
+    format has none.
     """
 
     keys: Tensor
-    values: Tensor
+    values: Tensor | None
+    key_scales: Tensor | None = None
+    value_scales: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
-    """What a kernel must know to say whether it serves a layer."""
+    """What a kernel must know to say whether it serves a layer.
+
+    window: positions a token sees, itself included; with `chunked`, the positions of a chunk, of which it sees its own
+    chunk's up to itself; None for all. latent: values are the first value_size elements of the keys. formats: how K
+    and V are stored; dtype: the model's own type, in which query, key and value come.
+    """
 
     heads: int
     kv_heads: int
@@ -34,6 +47,13 @@ class AttentionShape:
     window: int | None
     dtype: torch.dtype
     device: torch.device
+    chunked: bool = False
+    latent: bool = False
+    formats: KVFormats = field(default_factory=KVFormats)
+
+    def oldest_seen(self, position: int) -> int:
+        """The first position that the token at `position` sees."""
+        return oldest_seen(position, self.window, self.chunked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +81,17 @@ class GroupStep:
 class AttentionKernel(Protocol):
     """Called by the runner, a layer at a time, from one thread. `write` of a layer comes before its `attend`.
 
-    A token attends to the positions up to its own, to at most `window` of them where a window is given. The K and
-    V of this step's tokens are read as stored, so chunks, hits and recomputation see the same values.
+    A token attends to the positions up to its own, from `shape.oldest_seen` on. The K and V of this step's tokens are
+    read as stored, so chunks, hits and recomputation see the same values. Sequences may share pages that lie before
+    all that this step writes; a kernel may read such pages once for all of them.
+
+    Attributes:
+        name: for people.
+        order: names the inner order of its pages: equal names read each other's pages. Part of a cached page's key.
     """
 
     name: str
+    order: str
 
     def supports(self, shape: AttentionShape) -> bool:
         """Whether this kernel serves such a layer on this machine. Does not raise."""
@@ -75,8 +101,8 @@ class AttentionKernel(Protocol):
         """What `write` and `attend` of all the group's layers need of a step, worked out once; handed to both."""
         ...
 
-    def write(self, key: Tensor, value: Tensor, pages: LayerPages, prepared: Any) -> None:
-        """Stores key [T, kv_heads, key_size] and value [T, kv_heads, value_size] at the step's slots.
+    def write(self, key: Tensor, value: Tensor | None, pages: LayerPages, prepared: Any) -> None:
+        """Stores key [T, kv_heads, key_size] and value [T, kv_heads, value_size], None for latents, at the slots.
 
         The pages of a sequence are written from their first position on, without gaps.
         """

@@ -12,6 +12,7 @@ from torch import Tensor
 from kvcache.attention.kernel import AttentionShape, GroupStep, LayerPages
 from kvcache.attention.processor_items import ATTEND_WORDS, ITEM_ROWS, SPAN, WRITE_WORDS, attend_item, write_item
 from quant.cpu.team import Team
+from quant.kv_format import KVFormats
 
 # Tokens whose K and V one thread writes faster than two would begin to.
 WRITE_ALONE = 64
@@ -31,6 +32,7 @@ class ProcessorKernel:
     """Attention on the processor in bfloat16 or float32; sums and softmax in float32."""
 
     name = "processor"
+    order = "packed-16"
 
     def __init__(self, team: Team) -> None:
         self._team = team
@@ -43,6 +45,9 @@ class ProcessorKernel:
         return (
             shape.device.type == "cpu"
             and shape.dtype in (torch.bfloat16, torch.float32)
+            and shape.formats == KVFormats()
+            and not shape.chunked
+            and not shape.latent
             and shape.heads % shape.kv_heads == 0
             and shape.heads // shape.kv_heads <= ITEM_ROWS
             and shape.key_size % 16 == 0
@@ -67,7 +72,9 @@ class ProcessorKernel:
             work = numpy.array(lines, numpy.int64)
         return Prepared(work=work, tables=step.tables.numpy(), slots=step.slots.numpy(), shape=shape)
 
-    def write(self, key: Tensor, value: Tensor, pages: LayerPages, prepared: Prepared) -> None:
+    def write(self, key: Tensor, value: Tensor | None, pages: LayerPages, prepared: Prepared) -> None:
+        if value is None:
+            raise ValueError("this kernel serves no latents")
         size = key.element_size()
         key, value = _rows_contiguous(key), _rows_contiguous(value)
         words = self._write_words
@@ -82,7 +89,7 @@ class ProcessorKernel:
         words[0] = pages.keys.dtype == torch.bfloat16
         words[5:13] = (
             shape.kv_heads, shape.key_size, shape.value_size, shape.page_tokens, pages.keys.data_ptr(),
-            pages.values.data_ptr(), pages.keys.stride(0) * size, pages.keys.stride(1) * size,
+            _address(pages.values), pages.keys.stride(0) * size, pages.keys.stride(1) * size,
         )  # fmt: skip
 
     def write_step(self, prepared: Prepared) -> tuple[int, int, int]:
@@ -120,7 +127,7 @@ class ProcessorKernel:
         words[0] = pages.keys.dtype == torch.bfloat16
         words[5:15] = (
             shape.heads // shape.kv_heads, shape.kv_heads, shape.key_size, shape.value_size, shape.page_tokens,
-            pages.keys.data_ptr(), pages.values.data_ptr(), pages.keys.stride(0) * size, pages.keys.stride(1) * size,
+            pages.keys.data_ptr(), _address(pages.values), pages.keys.stride(0) * size, pages.keys.stride(1) * size,
             shape.window or 0,
         )  # fmt: skip
         words[19] = self._scratch_for(shape).ctypes.data
@@ -154,6 +161,10 @@ class ProcessorKernel:
                     table[thread, column] = self._memory[-1].data_ptr()
             self._scratch[key] = table
         return self._scratch[key]
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
 
 
 def _rows_contiguous(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from kvcache.attention.kernel import AttentionShape, GroupStep, LayerPages
+from quant.kv.codec import KVCodec
+from quant.kv.table import CODECS
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +28,14 @@ class _Prepared:
 
 
 class ReferenceKernel:
-    """Gathers a sequence's pages, masks by position, and computes softmax in float32."""
+    """Gathers a sequence's pages, decodes them, masks by position, and computes softmax in float32."""
 
     name = "reference"
+    order = "plain"
+
+    def __init__(self, codecs: Mapping[str, KVCodec] = CODECS) -> None:
+        """codecs: by the format's name; another table lets a format be tried without any other kernel."""
+        self._codecs = codecs
 
     def supports(self, shape: AttentionShape) -> bool:
         return shape.heads % shape.kv_heads == 0
@@ -44,9 +52,23 @@ class ReferenceKernel:
             shape=shape,
         )
 
-    def write(self, key: Tensor, value: Tensor, pages: LayerPages, prepared: _Prepared) -> None:
-        pages.keys[prepared.page_ids, :, prepared.offsets] = key.to(pages.keys.dtype)
-        pages.values[prepared.page_ids, :, prepared.offsets] = value.to(pages.values.dtype)
+    def write(self, key: Tensor, value: Tensor | None, pages: LayerPages, prepared: _Prepared) -> None:
+        formats = prepared.shape.formats
+        self._store(key, formats.key.name, pages.keys, pages.key_scales, prepared)
+        if value is not None and pages.values is not None:
+            self._store(value, formats.value.name, pages.values, pages.value_scales, prepared)
+
+    def _store(self, x: Tensor, name: str, pages: Tensor, scales: Tensor | None, prepared: _Prepared) -> None:
+        stored, factors = self._codecs[name].encode(x)
+        pages[prepared.page_ids, :, prepared.offsets] = stored.to(pages.dtype)
+        if scales is not None and factors is not None:
+            scales[prepared.page_ids, :, prepared.offsets] = factors
+
+    def _positions(self, pages: Tensor, scales: Tensor | None, name: str, ids: Tensor, count: int) -> Tensor:
+        """The first `count` positions of pages [pages, kv_heads, page_tokens, D]: float32 [kv_heads, count, D]."""
+        factors = None if scales is None else scales[ids]
+        decoded = self._codecs[name].decode(pages[ids], factors)
+        return decoded.transpose(0, 1).flatten(1, 2)[:, :count]
 
     def attend(
         self,
@@ -81,11 +103,12 @@ class ReferenceKernel:
         columns = -(-length // shape.page_tokens) - first
         ids = prepared.tables[index, :columns]
         base = first * shape.page_tokens
-        keys, values = (
-            # [pages, kv_heads, page_tokens, D] -> [kv_heads, positions, D]
-            part[ids].transpose(0, 1).flatten(1, 2)[:, : length - base].float()
-            for part in (pages.keys, pages.values)
-        )
+        formats = shape.formats
+        keys = self._positions(pages.keys, pages.key_scales, formats.key.name, ids, length - base)
+        if pages.values is None:
+            values = keys[..., : shape.value_size]
+        else:
+            values = self._positions(pages.values, pages.value_scales, formats.value.name, ids, length - base)
         group = shape.heads // shape.kv_heads
         keys, values = keys.repeat_interleave(group, 0), values.repeat_interleave(group, 0)
         scores = torch.einsum("thd,hsd->hts", query.float(), keys) * scaling
@@ -95,7 +118,8 @@ class ReferenceKernel:
         seen = torch.arange(base, length, device=query.device)[None, :]
         hidden = seen > own
         if shape.window is not None:
-            hidden |= seen <= own - shape.window
+            oldest = own // shape.window * shape.window if shape.chunked else own - shape.window + 1
+            hidden |= seen < oldest
         scores = scores.masked_fill(hidden, float("-inf"))
         if sinks is None:
             weights = torch.softmax(scores, -1)

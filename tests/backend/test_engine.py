@@ -17,7 +17,7 @@ from kvcache.cache_manager import CacheManager
 from kvcache.layout import Keeps, LayerCache, build_layout
 from tests.fakes.executor import PagedExecutor, alone
 
-LAYOUT = build_layout((LayerCache(Keeps.FULL, None, 1, 4, 4),), element_bytes=2, page_tokens=4)
+LAYOUT = build_layout((LayerCache(Keeps.FULL, None, 1, 4, 4),), 2, page_tokens=4)
 PAGES, LIMIT = 32, 60
 
 

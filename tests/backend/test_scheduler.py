@@ -14,7 +14,7 @@ from backend.scheduler import Scheduler
 from kvcache.cache_manager import CacheManager
 from kvcache.layout import Keeps, LayerCache, build_layout
 
-LAYOUT = build_layout((LayerCache(Keeps.FULL, None, 1, 4, 4),), element_bytes=2, page_tokens=4)
+LAYOUT = build_layout((LayerCache(Keeps.FULL, None, 1, 4, 4),), 2, page_tokens=4)
 
 
 def scheduler(
@@ -233,7 +233,7 @@ def test_cancellation_ends_waiting_and_running_ones_at_the_next_step():
     batch, _, ends = step(target)
     assert batch.slices == ()
     assert ends == [End("a", "cancelled"), End("b", "cancelled")]
-    assert target.statistics().pages_used == 0
+    assert target.statistics().cache.pages_used == 0
 
 
 def test_a_cancellation_does_not_reach_a_later_request_of_the_same_id():
@@ -294,8 +294,8 @@ def test_statistics_count_each_prompt_and_token_once():
     run(target)
     statistics = target.statistics()
     assert (statistics.prompt_tokens, statistics.generation_tokens) == (7, 7)
-    assert (statistics.running, statistics.waiting, statistics.pages_used) == (0, 0, 0)
-    assert (statistics.pages_total, statistics.page_bytes, statistics.steps) == (100, 4 * 16, 6)
+    assert (statistics.running, statistics.waiting, statistics.cache.pages_used) == (0, 0, 0)
+    assert (statistics.cache.pages_total, statistics.cache.page_bytes, statistics.steps) == (100, 4 * 16, 6)
 
 
 def test_an_id_is_live_once():

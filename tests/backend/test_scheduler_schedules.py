@@ -163,7 +163,7 @@ class World:
         for told in self.told.values():
             self._check_answer(told)
         statistics = self.scheduler.statistics()
-        assert (statistics.running, statistics.waiting, statistics.pages_used) == (0, 0, 0)
+        assert (statistics.running, statistics.waiting, statistics.cache.pages_used) == (0, 0, 0)
         assert statistics.generation_tokens == sum(len(told.tokens) for told in self.told.values())
 
     def _check_answer(self, told: Told) -> None:

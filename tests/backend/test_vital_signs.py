@@ -10,6 +10,7 @@ LIMITS = VitalLimits(tick=0.25, silence=2.5, starting_silence=120.0, step=30.0, 
 PLAN = Plan(
     model="m", architecture="A", dtype="float32", weight_format="model", kv_format="model", tensor_parallel=1,
     pipeline_stages=1, ranks=(), max_context=1, max_sequences=1, step_tokens=1, page_tokens=1, page_bytes=1,
+    token_bytes=1, host_pages=0, disk_bytes=0, cache_dir="",
     pages=1, threads=1, reasons=(),
 )  # fmt: skip
 

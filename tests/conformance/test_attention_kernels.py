@@ -52,6 +52,7 @@ def test_the_reference_equals_dense_attention() -> None:
 
     class Spy(ReferenceKernel):
         def write(self, key, value, pages, prepared) -> None:
+            assert value is not None
             seen.extend((key, value))
             super().write(key, value, pages, prepared)
 

@@ -11,6 +11,7 @@ from backend.errors import EngineUnavailableError
 from backend.events import End, EngineStatistics, Token
 from backend.planner.plan import Plan
 from backend.request import Request
+from kvcache.statistics import CacheStatistics
 
 
 def repeat_prompt(request: Request, index: int) -> int:
@@ -46,7 +47,9 @@ class FakeEngine:
 
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(
-            running=len(self.running), pages_total=100, pages_used=len(self.running), generation_tokens=self.generated
+            running=len(self.running),
+            generation_tokens=self.generated,
+            cache=CacheStatistics(pages_total=100, pages_used=len(self.running)),
         )
 
     async def wait_ready(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 (the contract's)

@@ -19,6 +19,7 @@ from backend.planner.plan import Plan, Rank
 from backend.scheduler import Scheduler
 from kvcache.cache_manager import CacheManager
 from kvcache.layout import Keeps, LayerCache, build_layout
+from kvcache.transfer import TransferDone
 from tests.fakes.engine_options import EngineOptions, next_token
 
 MAX_CONTEXT = 4096
@@ -44,6 +45,9 @@ class HashingExecutor:
             results.append(None if part.sample is None else Sampled(next_token(fed)))
         return results
 
+    def transfers_done(self, patience: float = 0.0) -> list[TransferDone]:
+        return []
+
     def close(self) -> None:
         """Nothing is held."""
 
@@ -66,7 +70,7 @@ def compose(options: EngineOptions, settings: EngineSettings, on_progress: OnPro
     if options.crash_at_start:
         raise RuntimeError("a bug in start-up")
     on_progress("load", 100, 100)
-    layout = build_layout((LayerCache(Keeps.FULL, None, 1, 2, 2),), element_bytes=4)
+    layout = build_layout((LayerCache(Keeps.FULL, None, 1, 2, 2),), 4)
     plan = Plan(
         model=settings.files.name,
         architecture="Test",
@@ -81,6 +85,10 @@ def compose(options: EngineOptions, settings: EngineSettings, on_progress: OnPro
         step_tokens=STEP_TOKENS,
         page_tokens=16,
         page_bytes=layout.page_bytes,
+        token_bytes=1,
+        host_pages=0,
+        disk_bytes=0,
+        cache_dir="",
         pages=PAGES,
         threads=1,
         reasons=(),

@@ -14,6 +14,7 @@ from backend.batch import Batch, Sampled, Slice
 from backend.ending import answer_end
 from backend.request import Request
 from kvcache.layout import CacheLayout
+from kvcache.transfer import TransferDone
 
 VOCABULARY = 97
 
@@ -126,6 +127,9 @@ class PagedExecutor:
                 token = 0
             results.append(None if part.sample is None else Sampled(token))
         return results
+
+    def transfers_done(self, patience: float = 0.0) -> list[TransferDone]:
+        return []
 
     def close(self) -> None:
         self._pool.clear()

@@ -12,7 +12,7 @@ from kvcache.page_table import PageTable
 
 FULL = LayerCache(Keeps.FULL, None, 1, 4, 4)
 SLIDING = LayerCache(Keeps.SLIDING, 5, 1, 4, 4)
-LAYOUT = build_layout((FULL, SLIDING, SLIDING), element_bytes=2, page_tokens=2)
+LAYOUT = build_layout((FULL, SLIDING, SLIDING), 2, page_tokens=2)
 
 
 def test_growing_takes_pages_in_all_groups_or_none():

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvcache.layout import Keeps, LayerCache, build_layout
+from quant.kv_format import KV_FORMATS, KVFormats
 
 FULL = LayerCache(Keeps.FULL, None, 2, 8, 8)
 SLIDING = LayerCache(Keeps.SLIDING, 32, 2, 8, 8)
@@ -17,9 +18,23 @@ SLIDING = LayerCache(Keeps.SLIDING, 32, 2, 8, 8)
 @st.composite
 def layer_caches(draw: st.DrawFn) -> LayerCache:
     keeps = draw(st.sampled_from(Keeps))
-    window = draw(st.integers(1, 4096)) if keeps is Keeps.SLIDING else None
-    sizes = st.integers(1, 256)
-    return LayerCache(keeps, window, draw(st.integers(1, 16)), draw(sizes), draw(sizes))
+    window = draw(st.integers(1, 4096)) if keeps in (Keeps.SLIDING, Keeps.CHUNKED) else None
+    key = draw(st.integers(1, 256))
+    value = draw(st.integers(1, key if keeps is Keeps.LATENT else 256))
+    return LayerCache(keeps, window, draw(st.integers(1, 16)), key, value)
+
+
+kv_formats = st.builds(KVFormats, st.sampled_from([*KV_FORMATS.values()]), st.sampled_from([*KV_FORMATS.values()]))
+
+
+def bytes_by_hand(layer: LayerCache, formats: KVFormats, model_bytes: int) -> int:
+    """What a token takes in one layer, spelled out."""
+    total = 0
+    sizes = ((layer.key_size, formats.key), (0 if layer.keeps is Keeps.LATENT else layer.value_size, formats.value))
+    for size, one in sizes:
+        if size:
+            total += layer.kv_heads * (size * (model_bytes if one.name == "model" else 1) + (one.name != "model") * 2)
+    return total
 
 
 @given(
@@ -28,27 +43,29 @@ def layer_caches(draw: st.DrawFn) -> LayerCache:
     ),
     st.sampled_from([1, 2, 4]),
     st.sampled_from([1, 8, 16, 64]),
+    kv_formats,
 )
-def test_any_layers_make_groups_of_equal_pages(layers: list[LayerCache], element_bytes: int, page_tokens: int):
-    layout = build_layout(tuple(layers), element_bytes, page_tokens)
+def test_any_layers_make_groups_of_equal_pages(
+    layers: list[LayerCache], model_bytes: int, page_tokens: int, formats: KVFormats
+):
+    layout = build_layout(tuple(layers), model_bytes, page_tokens, formats)
     assert sorted(slot for group in layout.groups for slot in group.slots) == list(range(len(layers)))
     for group in layout.groups:
-        described = LayerCache(group.keeps, group.window, group.kv_heads, group.key_size, group.value_size)
-        assert {layers[slot] for slot in group.slots} == {described}
+        assert {layers[slot] for slot in group.slots} == {group.layer}
         assert list(group.slots) == sorted(group.slots)
-        used = group.token_bytes(element_bytes) * group.page_tokens
+        used = layout.token_bytes(group) * group.page_tokens
         assert layout.page_bytes // 2 < used <= layout.page_bytes
         assert group.page_tokens & (group.page_tokens - 1) == 0
+        assert layout.head_bytes(group) * group.layer.kv_heads == used
     assert len({layers[group.slots[0]] for group in layout.groups}) == len(layout.groups)
-    largest = max(layout.groups, key=lambda group: group.token_bytes(element_bytes))
+    largest = max(layout.groups, key=layout.token_bytes)
     assert largest.page_tokens == page_tokens
-    assert layout.page_bytes == page_tokens * largest.token_bytes(element_bytes)
-    by_hand = sum(one.kv_heads * (one.key_size + one.value_size) for one in layers) * element_bytes
-    assert layout.bytes_per_token == by_hand
+    assert layout.page_bytes == page_tokens * layout.token_bytes(largest)
+    assert layout.bytes_per_token == sum(bytes_by_hand(one, formats, model_bytes) for one in layers)
 
 
 def test_a_group_with_fewer_layers_gets_longer_pages():
-    layout = build_layout((SLIDING, FULL, SLIDING, SLIDING, FULL, SLIDING, SLIDING), element_bytes=2)
+    layout = build_layout((SLIDING, FULL, SLIDING, SLIDING, FULL, SLIDING, SLIDING), 2)
     sliding, full = layout.groups
     assert (sliding.slots, sliding.page_tokens) == ((0, 2, 3, 5, 6), 16)
     assert (full.slots, full.page_tokens) == ((1, 4), 32)
@@ -56,7 +73,7 @@ def test_a_group_with_fewer_layers_gets_longer_pages():
 
 
 @pytest.mark.parametrize(
-    ("layers", "element_bytes", "page_tokens", "message"),
+    ("layers", "model_bytes", "page_tokens", "message"),
     [
         ((), 2, 16, "at least one attention layer"),
         ((FULL,), 0, 16, "0 bytes"),
@@ -66,10 +83,12 @@ def test_a_group_with_fewer_layers_gets_longer_pages():
         ((replace(FULL, window=4),), 2, 16, "keeps every position"),
         ((replace(SLIDING, window=None),), 2, 16, "window of None"),
         ((replace(SLIDING, window=0),), 2, 16, "window of 0"),
+        ((replace(SLIDING, keeps=Keeps.CHUNKED, window=None),), 2, 16, "window of None"),
+        ((LayerCache(Keeps.LATENT, None, 1, 8, 9),), 2, 16, "latents of 8"),
     ],
 )
 def test_what_makes_no_layout_is_refused(
-    layers: tuple[LayerCache, ...], element_bytes: int, page_tokens: int, message: str
+    layers: tuple[LayerCache, ...], model_bytes: int, page_tokens: int, message: str
 ):
     with pytest.raises(ValueError, match=message):
-        build_layout(layers, element_bytes, page_tokens)
+        build_layout(layers, model_bytes, page_tokens)
