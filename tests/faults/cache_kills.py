@@ -1,0 +1,135 @@
+"""Kills the engine, and now and then the whole server, at random moments of a load that uses all tiers.
+
+    python -m tests.faults.cache_kills               50 kills, some minutes
+    python -m tests.faults.cache_kills --times 5
+
+After each kill the server must come back by itself (or is started again on the same folder), answers must be those of
+an undisturbed server in float32, pages must be conserved, and every record on disk must be right or a counted miss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.fakes.processes import RunningServer, running_server
+from tests.faults.cache_state import cache_statistics, conserved
+from tests.faults.chat_load import ChatLoad, Turn
+
+READY_SECONDS = 120.0
+
+
+class Victim:
+    """A load that runs in a thread of its own, again and again, while somebody kills the engine under it."""
+
+    def __init__(self, load: ChatLoad, expected: dict[Turn, str], concurrency: int) -> None:
+        self._load, self._expected, self._concurrency = load, expected, concurrency
+        self.answers = self.wrong = self.failures = 0
+        self.url = ""
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+
+    def start(self, url: str) -> None:
+        self.url = url
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        while not self._ended.is_set():
+            try:
+                given = asyncio.run(self._load.run(self.url, concurrency=self._concurrency, patience=self._patience))
+            except Exception as error:  # noqa: BLE001 - the round is given up, and counted
+                self.failures += 1
+                print(f"  a round was given up: {type(error).__name__}: {error}", flush=True)
+                continue
+            self.answers += len(given)
+            for turn, answer in given.items():
+                if answer != self._expected[turn]:
+                    self.wrong += 1
+                    print(f"FAILED: chat {turn}: {answer!r} instead of {self._expected[turn]!r}", flush=True)
+
+    def _patience(self) -> bool:
+        self.failures += 1
+        return not self._ended.is_set()
+
+
+def main() -> int:
+    options = _options()
+    load = ChatLoad(options.chats, 3, 300, 24, options.seed)
+    base = ("--dtype", "float32", "--max-context", "2048")
+    with tempfile.TemporaryDirectory() as folder:
+        print("== answers of an undisturbed server", flush=True)
+        with running_server(Path(folder), *base, "--kv-pool", "1GiB") as server:
+            expected = asyncio.run(load.run(server.url, concurrency=4))
+        tiers = (
+            "--kv-pool",
+            "100MiB",
+            "--host-cache",
+            "60MiB",
+            "--disk-cache",
+            "200MiB",
+            "--cache-dir",
+            f"{folder}/pages",
+        )
+        return _kill(load, expected, Path(folder), (*base, *tiers), options)
+
+
+def _kill(load: ChatLoad, expected: dict[Turn, str], folder: Path, server: tuple[str, ...], options: Any) -> int:
+    choose, problems, kills, fetched = random.Random(options.seed), 0, 0, 0
+    victim = Victim(load, expected, concurrency=4)
+    with running_server(folder, *server) as running:
+        victim.start(running.url)
+        while kills < options.times:
+            time.sleep(choose.uniform(0.5, options.longest))
+            kills += 1
+            os.kill(running.engine_pid(), signal.SIGKILL)
+            back = _back(running)
+            statistics = cache_statistics(running.url)
+            right = conserved(statistics)
+            problems += not right
+            fetched += statistics["disk_fetched_pages"]
+            print(
+                f"kill {kills}: back in {back:.1f} s, {statistics['disk_pages']} records on disk, "
+                f"{statistics['rejected_records']} rejected, {'ok' if right else 'FAILED: pages are lost'}",
+                flush=True,
+            )
+        time.sleep(options.longest)
+        statistics = cache_statistics(running.url)
+        fetched += statistics["disk_fetched_pages"]
+        victim.stop()
+    print(f"{kills} kills: {victim.answers} answers, {victim.wrong} wrong, {victim.failures} requests tried again, "
+          f"{fetched} pages read back from disk, {problems} times pages were lost")  # fmt: skip
+    return 1 if victim.wrong or problems or not victim.answers or not fetched else 0
+
+
+def _back(server: RunningServer) -> float:
+    """Seconds until the server, whose engine was just killed, has noticed and serves again."""
+    began = time.monotonic()
+    server.await_health(503, 5.0)
+    server.await_health(200, READY_SECONDS)
+    return time.monotonic() - began
+
+
+def _options() -> Any:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=50)
+    parser.add_argument("--longest", type=float, default=6.0, help="most seconds between a recovery and the next kill")
+    parser.add_argument("--chats", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=1)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,22 @@
+"""What a running server tells of its cache, and what must hold of it whatever happened."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+
+
+def cache_statistics(url: str) -> dict[str, Any]:
+    """The fields of CacheStatistics."""
+    return httpx.get(f"{url}/shardwise/cache", timeout=30).raise_for_status().json()["statistics"]
+
+
+def conserved(statistics: dict[str, Any]) -> bool:
+    """Whether every page of the pool is free, cached or used, and no lower tier holds more than it has room for."""
+    parts = statistics["pages_free"] + statistics["pages_cached"] + statistics["pages_used"]
+    return (
+        parts == statistics["pages_total"]
+        and statistics["host_pages_used"] <= statistics["host_pages_total"]
+        and statistics["disk_bytes_used"] <= statistics["disk_bytes_total"]
+    )

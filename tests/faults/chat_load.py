@@ -1,0 +1,78 @@
+"""A load of chats that return: each has turns, each turn sends all before it again, as a person's client does."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from importlib.resources import files
+
+import httpx
+import openai
+
+Turn = tuple[int, int]
+Message = dict[str, str]
+
+
+class ChatLoad:
+    """Chats with fixed questions; answers are greedy, so the same server gives the same chat.
+
+    Each chat begins with a passage of its own, so that chats share no page, and goes on with short questions.
+    """
+
+    def __init__(self, chats: int, turns: int, passage_words: int, answer_tokens: int, seed: int) -> None:
+        self.chats, self.turns, self._answer_tokens = chats, turns, answer_tokens
+        words = files("assets").joinpath("text/alice29.txt").read_text().split()
+        choose = random.Random(seed)
+        starts = choose.sample(range(len(words) - passage_words), chats)
+        self._openings = [" ".join(words[start : start + passage_words]) for start in starts]
+        self._questions = [
+            [f"What happens to {' '.join(words[at : at + 12])}?" for at in choose.sample(range(len(words) - 12), turns)]
+            for _ in range(chats)
+        ]
+
+    async def run(
+        self, url: str, *, concurrency: int, pause: float = 0.0, patience: Callable[[], bool] = lambda: False
+    ) -> dict[Turn, str]:
+        """All turns, round by round over all chats: the answers. Between rounds nobody asks for `pause` seconds.
+
+        patience: asked after a request failed; True tries it again. Raises the failure otherwise.
+        """
+        answers: dict[Turn, str] = {}
+        places = asyncio.Semaphore(concurrency)
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=300, max_retries=0) as client:
+
+            async def one(chat: int, turn: int) -> None:
+                async with places:
+                    answers[chat, turn] = await self._answer(client, self._messages(chat, turn, answers), patience)
+
+            for turn in range(self.turns):
+                await asyncio.gather(*(one(chat, turn) for chat in range(self.chats)))
+                await asyncio.sleep(pause)
+        return answers
+
+    async def _answer(self, client: openai.AsyncOpenAI, messages: list[Message], patience: Callable[[], bool]) -> str:
+        while True:
+            try:
+                stream = await client.chat.completions.create(
+                    model="starter",
+                    messages=messages,  # pyright: ignore[reportArgumentType]
+                    temperature=0,
+                    max_completion_tokens=self._answer_tokens,
+                    stream=True,
+                )
+                return "".join([chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices])
+            except (openai.APIError, httpx.HTTPError):
+                if not patience():
+                    raise
+                await asyncio.sleep(0.5)
+
+    def _messages(self, chat: int, turn: int, answers: dict[Turn, str]) -> list[Message]:
+        messages: list[Message] = []
+        for number in range(turn + 1):
+            question = self._questions[chat][number]
+            text = f"{self._openings[chat]}\n\n{question}" if number == 0 else question
+            messages.append({"role": "user", "content": text})
+            if number < turn:
+                messages.append({"role": "assistant", "content": answers[chat, number]})
+        return messages
