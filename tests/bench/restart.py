@@ -1,4 +1,4 @@
-"""Time to first token of a long chat: cold, and after a restart, from the disk tier: `python -m tests.bench.restart`."""
+"""Time to first token of a long chat, cold and after a restart from disk: `python -m tests.bench.restart`."""
 
 from __future__ import annotations
 

@@ -73,17 +73,8 @@ def main() -> int:
         print("== answers of an undisturbed server", flush=True)
         with running_server(Path(folder), *base, "--kv-pool", "1GiB") as server:
             expected = asyncio.run(load.run(server.url, concurrency=4))
-        tiers = (
-            "--kv-pool",
-            "100MiB",
-            "--host-cache",
-            "60MiB",
-            "--disk-cache",
-            "200MiB",
-            "--cache-dir",
-            f"{folder}/pages",
-        )
-        return _kill(load, expected, Path(folder), (*base, *tiers), options)
+        sizes = ("--kv-pool", "100MiB", "--host-cache", "60MiB", "--disk-cache", "200MiB")
+        return _kill(load, expected, Path(folder), (*base, *sizes, "--cache-dir", f"{folder}/pages"), options)
 
 
 def _kill(load: ChatLoad, expected: dict[Turn, str], folder: Path, server: tuple[str, ...], options: Any) -> int:
@@ -100,11 +91,9 @@ def _kill(load: ChatLoad, expected: dict[Turn, str], folder: Path, server: tuple
             right = conserved(statistics)
             problems += not right
             fetched += statistics["disk_fetched_pages"]
-            print(
-                f"kill {kills}: back in {back:.1f} s, {statistics['disk_pages']} records on disk, "
-                f"{statistics['rejected_records']} rejected, {'ok' if right else 'FAILED: pages are lost'}",
-                flush=True,
-            )
+            outcome = "ok" if right else "FAILED: pages are lost"
+            records = f"{statistics['disk_pages']} records on disk, {statistics['rejected_records']} rejected"
+            print(f"kill {kills}: back in {back:.1f} s, {records}, {outcome}", flush=True)
         time.sleep(options.longest)
         statistics = cache_statistics(running.url)
         fetched += statistics["disk_fetched_pages"]

@@ -52,10 +52,12 @@ def main() -> int:
 def _run(load: ChatLoad, options: Any, *server: str) -> tuple[Mapping[Turn, str], dict[str, Any]]:
     """The load's answers by a server with these options, and what its cache then tells."""
     print("== shardwise serve starter", *server, file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        with running_server(Path(folder), *server, "--cache-dir", f"{folder}/pages") as running:
-            answers = asyncio.run(load.run(running.url, concurrency=options.concurrency, pause=options.pause))
-            return answers, cache_statistics(running.url)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running_server(Path(folder), *server, "--cache-dir", f"{folder}/pages") as running,
+    ):
+        answers = asyncio.run(load.run(running.url, concurrency=options.concurrency, pause=options.pause))
+        return answers, cache_statistics(running.url)
 
 
 def _share(given: Mapping[Turn, str], expected: Mapping[Turn, str]) -> str:

@@ -9,9 +9,10 @@ from importlib.resources import files
 
 import httpx
 import openai
+from openai.types.chat import ChatCompletionAssistantMessageParam, ChatCompletionUserMessageParam
 
 Turn = tuple[int, int]
-Message = dict[str, str]
+Message = ChatCompletionUserMessageParam | ChatCompletionAssistantMessageParam
 
 
 class ChatLoad:
@@ -56,7 +57,7 @@ class ChatLoad:
             try:
                 stream = await client.chat.completions.create(
                     model="starter",
-                    messages=messages,  # pyright: ignore[reportArgumentType]
+                    messages=messages,
                     temperature=0,
                     max_completion_tokens=self._answer_tokens,
                     stream=True,
