@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from backend.planner.model_facts import ModelFacts
+from kvcache.layout import Keeps
 
 
 @dataclass
@@ -32,13 +33,21 @@ class PlainAttentionContext:
         slot: int,
         query: Tensor,
         key: Tensor,
-        value: Tensor,
+        value: Tensor | None,
         *,
         scaling: float,
         softcap: float | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
         self.slots_called.append(slot)
+        layer = self._facts.layers[slot]
+        if value is None:
+            assert layer.keeps is Keeps.LATENT, "only latents are their own values"
+            value = key[..., : layer.value_size]
+        assert (key.shape[1:], value.shape[1:]) == (
+            (layer.kv_heads, layer.key_size),
+            (layer.kv_heads, layer.value_size),
+        )
         outputs, done = [], 0
         for cache, start, count in self._parts:
             rows = slice(done, done + count)
@@ -74,9 +83,11 @@ class PlainAttentionContext:
         at = torch.arange(start, start + count)[:, None]
         positions = torch.arange(start + count)[None]
         visible = positions <= at
-        window = self._facts.layers[slot].window
-        if window is not None:
-            visible &= positions > at - window
+        layer = self._facts.layers[slot]
+        if layer.window is not None and layer.keeps is Keeps.CHUNKED:
+            visible &= positions // layer.window == at // layer.window
+        elif layer.window is not None:
+            visible &= positions > at - layer.window
         scores = scores.masked_fill(~visible, float("-inf"))
         if sinks is not None:
             scores = torch.cat([scores, sinks.float()[:, None, None].expand(heads, count, 1)], -1)
