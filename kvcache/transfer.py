@@ -42,12 +42,18 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """Copy the bytes of the page `key` from `source` to `target`. `number` is unique over the engine's life."""
+    """Copy the bytes of the page `key` from `source` to `target`. `number` is unique over the engine's life.
+
+    `group` is the index of the page's cache group, which says how its bytes are split over heads. `owner` tags whose
+    page it is, so that revoking an API key can delete its records: 16 bytes, or empty for nobody's.
+    """
 
     number: int
     key: PageKey
     source: Place
     target: Place
+    group: int = 0
+    owner: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
