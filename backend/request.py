@@ -56,7 +56,7 @@ class Request(Struct, frozen=True, kw_only=True):
             penalties, `min_tokens`, `max_tokens` and the sampling index, and are not reported again.
         sampling: how to choose tokens.
         cache_salt: requests with unequal salts never share cached pages; the server makes it of the client's API key.
-        owner: tags the request's pages on disk, so that revoking that key deletes them: 16 bytes, or empty for nobody's.
+        owner: tags the pages on disk, so that revoking the API key deletes them: 16 bytes, or empty for nobody's.
         priority: smaller runs first; equal priorities run in order of arrival.
         timeout: seconds from submission after which the request ends with reason "deadline"; None waits forever.
     """
