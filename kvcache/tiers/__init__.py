@@ -1,0 +1,1 @@
+"""The lower tiers' bytes: host memory, disk, and the mover between them and the device. CacheManager orders."""
