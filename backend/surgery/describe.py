@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -9,6 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from backend.planner.model_facts import ModelFacts
 from backend.surgery.build import build_for_trace
+from backend.surgery.latent_probe import as_latents
 from backend.surgery.refusal import unsupported
 from backend.surgery.rope import RopeLengths, replace_rope
 from backend.surgery.trace import Traced, trace
@@ -46,6 +48,9 @@ def trace_model(config: PreTrainedConfig) -> tuple[ModelFacts, Traced]:
     lengths = RopeLengths()
     replace_rope(model, config, lengths)
     traced = trace(model, lengths)
+    traced = replace(
+        traced, layers=tuple(as_latents(layer, model.get_submodule(layer.name)) for layer in traced.layers)
+    )
     text: Any = config.get_text_config()
     facts = ModelFacts(
         architecture=type(model).__name__,

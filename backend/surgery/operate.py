@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from backend.surgery.attention import ServedAttention, served_attention
 from backend.surgery.glu import gated_mlp
+from backend.surgery.latent import LatentAttention
 from backend.surgery.linears import PartLinear, SharedProduct, merge, mergeable, serve
 from backend.surgery.norm import ServedRMSNorm, rms_norm
 from backend.surgery.rope import RopeLengths, replace_rope
@@ -43,7 +44,10 @@ def _replace_mlps(model: nn.Module) -> None:
 def _replace_attention(model: nn.Module, traced: Traced) -> None:
     groups = {names[0].rpartition(".")[0]: names for names in traced.shared_inputs}
     for slot, layer in enumerate(traced.layers):
-        if layer.name in groups and traced.rotary_sizes.get(layer.name) == layer.cache.key_size:
+        if layer.latent is not None:
+            module = model.get_submodule(layer.name)
+            model.set_submodule(layer.name, LatentAttention(module, slot, layer.heads, layer.latent))
+        elif layer.name in groups and traced.rotary_sizes.get(layer.name) == layer.cache.key_size:
             module = model.get_submodule(layer.name)
             replacement = served_attention(module, layer, slot, groups[layer.name])
             if replacement is not None:

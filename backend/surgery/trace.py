@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
+from backend.surgery.latent import LatentForm
 from backend.surgery.refusal import unsupported
 from backend.surgery.rope import RopeLengths
 from kvcache.layout import Keeps, LayerCache
@@ -29,11 +30,15 @@ _MaskFunction = Callable[[int, int, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class TracedLayer:
-    """One attention call: the module that made it, what its cache keeps, and its query heads."""
+    """One attention call: the module that made it, what its cache keeps, and its query heads.
+
+    `latent` says how, where it is served from latents.
+    """
 
     name: str
     cache: LayerCache
     heads: int
+    latent: LatentForm | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,7 @@ _LATENT: dict[str, Any] = {
     "n_group": 2,
     "topk_group": 1,
 } | _MIXTURE
+_LATENT_YARN = _rope("yarn", factor=4.0, original_max_position_embeddings=64, mscale=0.7, mscale_all_dim=0.5)
 _LONG = _rope(
     "longrope",
     short_factor=[1.0 + 0.05 * i for i in range(8)],
@@ -121,7 +122,11 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
         n_group=1,
         topk_group=1,
     ),
-    "deepseek-v3": _family("DeepseekV3", **_LATENT),
+    "deepseek-v3": _family("DeepseekV3", **_LATENT, rope_parameters=_LATENT_YARN),
+    "deepseek-v2": _family("DeepseekV2", **_LATENT, attention_bias=True),
+    "deepseek-v2-lite": _family("DeepseekV2", **_LATENT | {"q_lora_rank": None}),
+    "glm4-moe-lite": _family("Glm4MoeLite", **_LATENT),
+    "minicpm3": _family("MiniCPM3", **_LATENT),
 }
 
 

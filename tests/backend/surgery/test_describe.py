@@ -10,7 +10,7 @@ import transformers
 
 from backend.errors import UnsupportedModelError
 from backend.surgery.describe import describe
-from kvcache.layout import Keeps, LayerCache
+from kvcache.layout import Keeps, LayerCache, build_layout
 from tests.fakes.tiny_models import FAMILIES, WINDOW
 
 SMALL: dict[str, Any] = {
@@ -37,9 +37,17 @@ def test_parameters_are_counted_as_stored(family: str) -> None:
     assert describe(FAMILIES[family]()).parameters == model.num_parameters()
 
 
-def test_keys_and_values_may_differ_in_size() -> None:
+def test_latent_attention_keeps_a_latent_and_a_rotated_key_for_all_heads() -> None:
     facts = describe(FAMILIES["deepseek-v3"]())
-    assert {(layer.key_size, layer.value_size) for layer in facts.layers} == {(24, 12)}
+    assert set(facts.layers) == {LayerCache(Keeps.LATENT, None, kv_heads=1, key_size=16 + 8, value_size=16)}
+    assert set(facts.heads) == {4}
+
+
+def test_deepseek_v3_keeps_576_values_a_token_and_layer() -> None:
+    facts = describe(transformers.DeepseekV3Config())
+    layout = build_layout(facts.layers, model_bytes=2)
+    assert layout.bytes_per_token == 61 * 576 * 2
+    assert set(facts.heads) == {128}
 
 
 def test_a_window_as_wide_as_the_positions_is_kept_as_one() -> None:
