@@ -59,7 +59,7 @@ def load_model(
     hook.number_slots([model.get_submodule(layer.name) for layer in traced.layers])
     read = read_gguf(model, files) if files.format == "gguf" else read_safetensors(model, files)
     lengths = RopeLengths()
-    recompute_lengths = operate(model, traced, lengths)
+    regimes = operate(model, traced, lengths)
     materialize(model, device)
     places = Places(model, files.name)
     read(places, on_progress)
@@ -70,6 +70,7 @@ def load_model(
         dtype=dtype,
         device=device,
         weights_bytes=sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
-        recompute_lengths=recompute_lengths,
+        recompute_lengths=regimes.recompute_lengths,
+        scaled_past=regimes.scaled_past,
         lengths=lengths,
     )

@@ -23,6 +23,8 @@ class ServedModel:
         weights_bytes: bytes that the parameters occupy.
         recompute_lengths: lengths past which a sequence's cached keys stop being right (longrope's switch from short
             to long factors): when a sequence grows past one, it is computed again from its first token.
+        scaled_past: the length past which a token's key depends on max(prompt, position + 1) (dynamic NTK), so that
+            longer prompts have keys of their own; None where keys depend on tokens and positions alone.
         lengths: where the rotary modules look for the pass's rope lengths.
     """
 
@@ -32,6 +34,7 @@ class ServedModel:
     device: torch.device
     weights_bytes: int
     recompute_lengths: tuple[int, ...]
+    scaled_past: int | None
     lengths: RopeLengths
 
     def forward(

@@ -13,14 +13,14 @@ from backend.surgery.glu import gated_mlp
 from backend.surgery.latent import LatentAttention
 from backend.surgery.linears import PartLinear, SharedProduct, merge, mergeable, serve
 from backend.surgery.norm import ServedRMSNorm, rms_norm
-from backend.surgery.rope import RopeLengths, replace_rope
+from backend.surgery.rope import RopeLengths, RopeRegimes, replace_rope
 from backend.surgery.trace import Traced
 
 
-def operate(model: PreTrainedModel, traced: Traced, lengths: RopeLengths) -> tuple[int, ...]:
+def operate(model: PreTrainedModel, traced: Traced, lengths: RopeLengths) -> RopeRegimes:
     """Operates on a model built on meta, whose module paths are those of the traced one.
 
-    Returns the lengths past which a sequence must be computed again (ServedModel.recompute_lengths).
+    Returns how its keys depend on lengths.
     """
     _replace_mlps(model)
     _replace_attention(model, traced)

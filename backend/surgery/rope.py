@@ -6,6 +6,7 @@ Variants with fixed frequencies (default, linear, yarn, llama3) need nothing of 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,19 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from backend.surgery.refusal import unsupported
 
 _BY_LENGTH = ("dynamic", "longrope")
+
+
+@dataclass(frozen=True, slots=True)
+class RopeRegimes:
+    """How a model's keys depend on lengths, beside tokens and positions.
+
+    recompute_lengths: when a sequence grows past one of these, all of its keys change (longrope switches factors).
+    scaled_past: when the longer of prompt and position + 1 is past it, a token's key depends on just that number
+        (dynamic NTK); None where no key does.
+    """
+
+    recompute_lengths: tuple[int, ...] = ()
+    scaled_past: int | None = None
 
 
 class RopeLengths:
@@ -43,9 +57,10 @@ class LengthRope(nn.Module):
         return (both.cos() * self._scaling).to(x.dtype), (both.sin() * self._scaling).to(x.dtype)
 
 
-def replace_rope(model: nn.Module, config: PreTrainedConfig, lengths: RopeLengths) -> tuple[int, ...]:
-    """Replaces the rotary modules whose variant looks at lengths. Returns the model's `recompute_lengths`."""
+def replace_rope(model: nn.Module, config: PreTrainedConfig, lengths: RopeLengths) -> RopeRegimes:
+    """Replaces the rotary modules whose variant looks at lengths."""
     recompute: set[int] = set()
+    scaled: set[int] = set()
     for path, module in list(model.named_modules()):
         kind = getattr(module, "rope_type", None)
         if isinstance(kind, dict):
@@ -53,12 +68,15 @@ def replace_rope(model: nn.Module, config: PreTrainedConfig, lengths: RopeLength
                 raise unsupported(config, "its layer types have rotary embeddings of their own that depend on length")
         elif kind in _BY_LENGTH:
             own: Any = module.config
-            make = _dynamic if kind == "dynamic" else _longrope
             scaling: Any = module.attention_scaling
-            model.set_submodule(path, LengthRope(make(own), float(scaling), lengths))
-            if kind == "longrope":
+            if kind == "dynamic":
+                frequencies = _dynamic(own)
+                scaled.add(int(own.max_position_embeddings))
+            else:
+                frequencies = _longrope(own)
                 recompute.add(int(own.rope_parameters["original_max_position_embeddings"]))
-    return tuple(sorted(recompute))
+            model.set_submodule(path, LengthRope(frequencies, float(scaling), lengths))
+    return RopeRegimes(tuple(sorted(recompute)), min(scaled, default=None))
 
 
 def _dynamic(config: Any) -> Callable[[Tensor], Tensor]:
