@@ -1,4 +1,4 @@
-"""What people see of a page folder, and what clearing removes: by model, by owner, all, and nothing that is not ours."""
+"""A page folder as people see it, and clearing it: by model, by owner, all, and nothing that is not ours."""
 
 from __future__ import annotations
 
