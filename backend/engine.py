@@ -13,8 +13,10 @@ from backend.executor import DeviceLostError, Executor
 from backend.messages import StepOutput
 from backend.request import Request
 from backend.scheduler import Scheduler
+from kvcache.statistics import CacheMap
 
 MESSAGE_CHARACTERS = 300
+MAP_SECONDS = 0.5
 
 
 class Engine:
@@ -29,6 +31,8 @@ class Engine:
         self._clock = clock
         self._step_seconds = 0.0
         self._scheduling_seconds = 0.0
+        self._next_map = float("-inf")
+        self._shown: CacheMap | None = None
 
     def submit(self, request: Request) -> None:
         """Takes a request in; it runs from the next step on. Raises ValueError where its id is live."""
@@ -59,7 +63,16 @@ class Engine:
             step_seconds=self._step_seconds,
             scheduling_seconds=self._scheduling_seconds,
         )
-        return StepOutput(tuple(tokens), tuple(ends), statistics)
+        starts = tuple(self._scheduler.take_starts())
+        return StepOutput(tuple(tokens), tuple(ends), statistics, starts, self._map(ended))
+
+    def _map(self, now: float) -> CacheMap | None:
+        """What the pages hold, if it has changed, at most twice a second."""
+        if now < self._next_map:
+            return None
+        self._next_map = now + MAP_SECONDS
+        shown, self._shown = self._shown, self._scheduler.cache_map()
+        return self._shown if self._shown != shown else None
 
     def _execute(self, batch: Batch) -> tuple[Batch, list[Sampled | None]]:
         """Runs a Batch; where that raises, its halves, down to the sequences that fail alone, which end.
@@ -76,8 +89,8 @@ class Engine:
                 self._scheduler.fail(batch.slices[0].sequence, _explanation(error))
                 return replace(batch, slices=()), []
         middle = len(batch.slices) // 2
-        first, first_sampled = self._execute(replace(batch, slices=batch.slices[:middle]))
-        second, second_sampled = self._execute(replace(batch, slices=batch.slices[middle:]))
+        first, first_sampled = self._execute(replace(batch, slices=batch.slices[:middle], transfers=()))
+        second, second_sampled = self._execute(replace(batch, slices=batch.slices[middle:], transfers=()))
         return replace(batch, slices=first.slices + second.slices), first_sampled + second_sampled
 
 

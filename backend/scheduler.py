@@ -5,10 +5,11 @@ then prompts in slices, then admission of waiting ones, each in order of (priori
 
     waiting --admit--> running --answer complete, cancelled, deadline, error--> finished
        ^                  |
-       +----- preempt ----+      pages released, tokens kept; computed again when admitted
+       +----- preempt ----+      pages released, tokens kept; what is not cached then is computed again when admitted
 
-The first running sequence can always take the pages of all later ones, and the pool holds any sequence alone, so each
-step moves it on and nothing starves.
+A sequence begins after the longest prefix that cached pages hold; one whose next pages an earlier one is computing lets
+it. The first running sequence can always take the pages of all later ones, and the pool holds any sequence alone, so
+each step moves it on and nothing starves.
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ from bisect import bisect_right, insort
 from collections.abc import Sequence as Many
 from heapq import heappop, heappush
 
-from backend.batch import Batch, Sampled
+from backend.batch import Batch, Sampled, Slice
 from backend.ending import answer_end, refusal
 from backend.errors import SettingError
-from backend.events import End, EndReason, EngineStatistics, Token
+from backend.events import End, EndReason, EngineStatistics, Start, Token
+from backend.prefills import Prefills
 from backend.request import Request
+from backend.rope_class import rope_class
 from backend.sequence import Sequence, Status
 from backend.step_work import StepWork
-from kvcache.cache_manager import CacheManager
+from kvcache.cache_manager import CacheManager, Hit
+from kvcache.sequence_pages import SequencePages
+from kvcache.statistics import CacheMap
 
 NOT_FINITE = "The model's logits were not finite (NaN or infinity), so no token could be chosen."
 
@@ -48,8 +53,11 @@ class Scheduler:
         max_sequences: int,
         step_tokens: int,
         recompute_lengths: tuple[int, ...] = (),
+        scaled_past: int | None = None,
     ) -> None:
-        """Raises SettingError where limits or pool are too small to serve anything."""
+        """recompute_lengths, scaled_past: as in `rope_class`.
+
+        Raises SettingError where limits or pool are too small to serve anything."""
         if min(max_context - 1, max_sequences, step_tokens) < 1:
             raise SettingError(
                 "The engine's limits leave no room for a request.",
@@ -62,6 +70,7 @@ class Scheduler:
         # A step must have a token for each running sequence.
         self._max_sequences = min(max_sequences, step_tokens)
         self._recompute_lengths = recompute_lengths
+        self._scaled_past = scaled_past
         self.longest_sequence = self._longest_that_fits()
         self._live: dict[str, Sequence] = {}
         self._by_number: dict[int, Sequence] = {}
@@ -69,6 +78,8 @@ class Scheduler:
         self._waiting: list[Sequence] = []
         self._deadlines: list[tuple[float, int]] = []  # heap of (deadline, number); finished ones leave late
         self._cancelled: list[int] = []
+        self._prefills = Prefills(cache.span)
+        self._starts: list[Start] = []
         self._ends: list[End] = []
         self._next_number = 0
         self._steps = 0
@@ -103,12 +114,18 @@ class Scheduler:
             self._ends.append(End(request.id, reason))
             return
         deadline = None if request.timeout is None else now + request.timeout
-        sequence = Sequence(self._next_number, request, deadline, self._cache.open())
+        length = len(request.prompt) + len(request.prior)
+        sequence = Sequence(self._next_number, request, deadline, self._open(request, length))
         self._next_number += 1
         self._live[request.id] = self._by_number[sequence.number] = sequence
         insort(self._waiting, sequence, key=_key)
         if deadline is not None:
             heappush(self._deadlines, (deadline, sequence.number))
+
+    def _open(self, request: Request, length: int) -> SequencePages:
+        """An empty handle for the pages of this request, of which so many tokens are known."""
+        kind = rope_class(len(request.prompt), length, self._recompute_lengths, self._scaled_past)
+        return self._cache.open(request.cache_salt, kind, request.owner)
 
     def cancel(self, request_id: str) -> None:
         """Ends this request at the next schedule; an id that is not live is ignored."""
@@ -148,7 +165,7 @@ class Scheduler:
         tokens: list[Token] = []
         for part, choice in zip(batch.slices, sampled, strict=True):
             sequence = self._by_number[part.sequence]
-            sequence.computed = part.start + len(part.tokens)
+            self._advance(sequence, part)
             if (part.sample is None) is not (choice is None):
                 raise RuntimeError(f"sequence {part.sequence}: sampled {choice} for {part.sample}")
             if choice is not None:
@@ -156,10 +173,22 @@ class Scheduler:
         ends, self._ends = self._ends, []
         return tokens, ends
 
+    def take_starts(self) -> list[Start]:
+        """Who was admitted for the first time, since the last call."""
+        starts, self._starts = self._starts, []
+        return starts
+
+    def _advance(self, sequence: Sequence, part: Slice) -> None:
+        """Its tokens of this slice are computed, and pages that are full now can be shared."""
+        sequence.computed = part.start + len(part.tokens)
+        self._cache.offer(sequence.pages, sequence.computed, sequence.tokens)
+        self._prefills.reached(sequence, part.start)
+
     def _accept(self, sequence: Sequence, choice: Sampled, tokens: list[Token]) -> None:
         """Appends the chosen token, and ends the sequence or makes it ready for the next."""
         if choice.token is None:
             self._nan_requests += 1
+            self._cache.disown(sequence.pages)
             self._end(sequence, "error", NOT_FINITE)
             return
         request = sequence.request
@@ -175,6 +204,7 @@ class Scheduler:
         elif sequence.length - 1 in self._recompute_lengths:
             # It has just grown past this length: what the cache holds was right for shorter ones only.
             self._forget(sequence)
+            sequence.pages = self._open(request, sequence.length)
 
     def _end_cancelled_and_late(self, now: float) -> None:
         cancelled, self._cancelled = self._cancelled, []
@@ -188,8 +218,8 @@ class Scheduler:
 
     def _make_room(self, sequence: Sequence, count: int, work: StepWork) -> bool:
         """Pages for `count` more tokens of a running sequence, if need be from the last ones; False if it was one."""
-        self._cache.slide(sequence.tables, sequence.computed)
-        while not self._cache.grow(sequence.tables, sequence.computed + count):
+        self._cache.slide(sequence.pages, sequence.computed)
+        while not self._cache.grow(sequence.pages, sequence.computed + count):
             victim = self._running[-1]
             self._preempt(victim, work)
             if victim is sequence:
@@ -208,24 +238,48 @@ class Scheduler:
     def _admit(self, work: StepWork) -> None:
         """Starts waiting sequences in order, while budget, places and pages last.
 
-        One is admitted when the pages of all its known tokens are free, beside those that running prompts will still
-        take and one page per group and running sequence to grow into: otherwise it would soon be preempted again.
+        One is admitted when the pages of all its known tokens are there to be taken, beside those that running prompts
+        will still take and one page per group and running sequence to grow into: otherwise it would soon be preempted
+        again. One that waits for a running one's pages lets those behind it pass.
         """
         groups = len(self._cache.layout.groups)
         promised = sum(self._pages_to_come(sequence) + groups for sequence in self._running)
-        while self._waiting and work.budget > 0 and len(self._running) < self._max_sequences:
-            sequence = self._waiting[0]
-            needed = self._cache.most_pages(sequence.length + 1, self._step_tokens)
-            if self._running and promised + needed > self._cache.free_pages:
+        passed = 0
+        while passed < len(self._waiting) and work.budget > 0 and len(self._running) < self._max_sequences:
+            sequence = self._waiting[passed]
+            hit = self._hit(sequence)
+            if hit is None:
+                passed += 1
+                continue
+            needed = self._cache.most_pages(sequence.length + 1, self._step_tokens) - hit.held
+            if self._running and promised + needed > self._cache.available_pages:
                 return
-            count = min(sequence.remaining, work.budget)
-            if not self._cache.grow(sequence.tables, count):
-                raise RuntimeError("the pool cannot hold a sequence alone that it was sized for")
-            del self._waiting[0]
-            sequence.status = Status.RUNNING
-            insort(self._running, sequence, key=_key)
-            work.give(sequence, count)
+            del self._waiting[passed]
+            self._start(sequence, hit, work)
             promised += self._pages_to_come(sequence) + groups
+
+    def _hit(self, sequence: Sequence) -> Hit | None:
+        """The prefix that a waiting sequence would begin after, or None while an earlier one is making it longer."""
+        if self._prefills.ahead_of(sequence, sequence.prefix):
+            return None
+        hit = self._cache.look_up(sequence.pages, sequence.length, sequence.tokens)
+        sequence.prefix = hit.tokens
+        return None if self._prefills.ahead_of(sequence, hit.tokens) else hit
+
+    def _start(self, sequence: Sequence, hit: Hit, work: StepWork) -> None:
+        """Lets a sequence run from the end of its hit on."""
+        self._cache.adopt(sequence.pages, hit, sequence.length)
+        sequence.computed = hit.tokens
+        count = min(sequence.remaining, work.budget)
+        if not self._cache.grow(sequence.pages, sequence.computed + count):
+            raise RuntimeError("the pool cannot hold a sequence alone that it was sized for")
+        sequence.status = Status.RUNNING
+        insort(self._running, sequence, key=_key)
+        self._prefills.begin(sequence)
+        work.give(sequence, count)
+        if not sequence.started:
+            sequence.started = True
+            self._starts.append(Start(sequence.request.id, min(hit.tokens, len(sequence.request.prompt))))
 
     def _pages_to_come(self, sequence: Sequence) -> int:
         """Pages that a running sequence will still take until its known tokens are computed."""
@@ -235,8 +289,9 @@ class Scheduler:
         return max(0, self._cache.most_pages(sequence.length + 1, self._step_tokens) - held)
 
     def _forget(self, sequence: Sequence) -> None:
-        """Gives its pages back; it will be computed again from its first token."""
-        self._cache.release(sequence.tables)
+        """Gives its pages back; it will begin again after what is cached by then."""
+        self._prefills.end(sequence)
+        self._cache.release(sequence.pages)
         sequence.computed = 0
 
     def _end(self, sequence: Sequence, reason: EndReason, message: str = "") -> None:
@@ -259,9 +314,14 @@ class Scheduler:
             cache=self._cache.statistics(),
         )
 
+    def cache_map(self) -> CacheMap:
+        """What the pages hold now, to be looked at a few times a second."""
+        return self._cache.map()
+
     def check_integrity(self) -> None:
         """Raises AssertionError where queues, pages and progress do not fit together. Between steps only."""
-        self._cache.check_integrity(sequence.tables for sequence in self._running)
+        self._cache.check_integrity(sequence.pages for sequence in self._running)
+        self._prefills.check_integrity()
         for queue, status in ((self._running, Status.RUNNING), (self._waiting, Status.WAITING)):
             assert [one.key for one in queue] == sorted(one.key for one in queue), "a queue is out of order"
             assert all(one.status is status for one in queue), "a sequence stands in the wrong queue"

@@ -8,6 +8,7 @@ from enum import Enum
 from backend.batch import PageSpan, SampleTask
 from backend.request import Request
 from kvcache.page_table import PageTable
+from kvcache.sequence_pages import SequencePages
 
 
 class Status(Enum):
@@ -28,7 +29,9 @@ class Sequence:
         status: where it stands.
         computed: positions whose K and V the cache holds, always from the first on; below `length`.
         output: the answer so far, `prior` included; only appended to.
-        tables: its pages, one table per cache group.
+        pages: its pages in the cache, and their keys.
+        prefix: how many of its tokens cached pages held when it was last looked for, waiting.
+        started: whether it has been admitted once.
         prefilled: whether its whole prompt has been computed once.
     """
 
@@ -38,26 +41,35 @@ class Sequence:
         "key",
         "number",
         "output",
+        "pages",
         "prefilled",
+        "prefix",
         "request",
         "sample_task",
+        "started",
         "status",
-        "tables",
     )
 
-    def __init__(self, number: int, request: Request, deadline: float | None, tables: tuple[PageTable, ...]) -> None:
+    def __init__(self, number: int, request: Request, deadline: float | None, pages: SequencePages) -> None:
         self.number = number
         self.request = request
         self.deadline = deadline
         self.status = Status.WAITING
         self.computed = 0
         self.output = list(request.prior)
-        self.tables = tables
+        self.pages = pages
+        self.prefix = 0
+        self.started = False
         self.prefilled = False
         # Smaller runs first: priority, then arrival.
         self.key = (request.priority, number)
         # Reads `output` where it lies, so one task serves all steps.
         self.sample_task = SampleTask(request.sampling, request.prompt, self.output)
+
+    @property
+    def tables(self) -> tuple[PageTable, ...]:
+        """One per cache group."""
+        return self.pages.tables
 
     @property
     def length(self) -> int:
@@ -81,4 +93,4 @@ class Sequence:
 
     def spans(self) -> tuple[PageSpan, ...]:
         """Its pages as a step reads them."""
-        return tuple(PageSpan(table.first, table.ids) for table in self.tables)
+        return tuple(PageSpan(table.first, table.ids) for table in self.pages.tables)

@@ -25,6 +25,10 @@ class PageTable:
         self.first = 0
         self.ids: list[int] = []
 
+    def page(self, number: int) -> int:
+        """The id of the page of the positions from `number * page_tokens` on, which the table holds."""
+        return self.ids[number - self.first]
+
     def missing(self, length: int) -> int:
         """How many pages must be appended before the positions below `length` have one."""
         return max(0, -(-length // self.page_tokens) - self.first - len(self.ids))

@@ -13,12 +13,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from backend.batch import Batch
 from backend.engine import Engine
-from backend.events import End, Token
+from backend.events import End, Start, Token
 from backend.messages import StepOutput
 from backend.request import Request, Sampling
 from backend.scheduler import Scheduler
+from kvcache import cache_manager
 from kvcache.cache_manager import CacheManager
 from kvcache.layout import CacheLayout, Keeps, LayerCache, build_layout
+from kvcache.page_key import root_of
+from kvcache.page_pool import PagePool
 from tests.fakes.executor import VOCABULARY, PagedExecutor, alone
 
 MAX_CONTEXT = 40
@@ -28,7 +31,14 @@ EXAMPLES = settings.default.max_examples if settings.default else 100
 
 layer_caches = st.one_of(
     st.just(LayerCache(Keeps.FULL, None, 1, 4, 4)),
-    st.builds(LayerCache, st.just(Keeps.SLIDING), st.integers(1, 12), st.just(1), st.just(4), st.just(4)),
+    st.builds(
+        LayerCache,
+        st.sampled_from([Keeps.SLIDING, Keeps.CHUNKED]),
+        st.integers(1, 12),
+        st.just(1),
+        st.just(4),
+        st.just(4),
+    ),
 )
 layouts = st.builds(
     build_layout,
@@ -47,6 +57,7 @@ class Limits:
     max_sequences: int
     step_tokens: int
     recompute_lengths: tuple[int, ...]
+    scaled_past: int | None = None
 
 
 limits = st.builds(
@@ -56,6 +67,7 @@ limits = st.builds(
     max_sequences=st.integers(1, 6),
     step_tokens=st.integers(1, 24),
     recompute_lengths=st.lists(st.integers(2, MAX_CONTEXT), max_size=2, unique=True).map(tuple),
+    scaled_past=st.none() | st.none() | st.integers(1, MAX_CONTEXT),
 )
 
 
@@ -68,10 +80,26 @@ def token_tuples(least: int, most: int) -> st.SearchStrategy[tuple[int, ...]]:
     return st.builds(some_tokens, st.integers(least, most), st.integers(0, VOCABULARY))
 
 
+def branch(trunk: tuple[int, ...], stays: int, own: tuple[int, ...]) -> tuple[int, ...]:
+    return (*trunk[:stays], *own)
+
+
+# Most prompts branch off one of two trunks, or go all along it, so that they share prefixes of all lengths.
+prompts = st.one_of(
+    token_tuples(1, MAX_CONTEXT + 2),
+    st.builds(
+        branch,
+        st.builds(some_tokens, st.just(MAX_CONTEXT), st.integers(0, 1)),
+        st.integers(1, MAX_CONTEXT),
+        st.just(()) | token_tuples(0, 8),
+    ),
+)
+
 requests = st.builds(
     Request,
     id=st.just(""),
-    prompt=token_tuples(1, MAX_CONTEXT + 2),
+    prompt=prompts,
+    cache_salt=st.sampled_from([b"", b"", b"", b"other"]),
     prior=token_tuples(0, 4),
     sampling=st.builds(
         Sampling,
@@ -84,6 +112,11 @@ requests = st.builds(
 )
 
 
+def common_prefix(first: tuple[int, ...], second: tuple[int, ...]) -> int:
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (one, other) in pairs if one != other), min(len(first), len(second)))
+
+
 @dataclass
 class Told:
     """What the engine told of one request."""
@@ -91,6 +124,11 @@ class Told:
     request: Request
     tokens: list[Token] = field(default_factory=list)
     end: End | None = None
+    start: Start | None = None
+
+    @property
+    def known(self) -> tuple[int, ...]:
+        return (*self.request.prompt, *self.request.prior, *(token.token for token in self.tokens))
 
 
 class World:
@@ -99,13 +137,14 @@ class World:
     def __init__(self, layout: CacheLayout, how: Limits) -> None:
         self.layout, self.how, self.now, self.failing = layout, how, 0.0, False
         pages = CacheManager(layout, 1).most_pages(how.fits, how.step_tokens) + how.spare
-        self.executor = PagedExecutor(layout, pages, how.recompute_lengths, self._refuse)
+        self.executor = PagedExecutor(layout, pages, how.recompute_lengths, self._refuse, how.scaled_past)
         self.scheduler = Scheduler(
             CacheManager(layout, pages),
             max_context=MAX_CONTEXT,
             max_sequences=how.max_sequences,
             step_tokens=how.step_tokens,
             recompute_lengths=how.recompute_lengths,
+            scaled_past=how.scaled_past,
         )
         self.engine = Engine(self.scheduler, self.executor, lambda: self.now)
         self.told: dict[str, Told] = {}
@@ -133,8 +172,11 @@ class World:
             assert 0 < len(batch.slices) <= self.how.max_sequences
             numbers = [part.sequence for part in batch.slices]
             assert len(numbers) == len(set(numbers))
+        for start in output.starts:
+            self._check_start(start)
         for token in output.tokens:
             told = self.told[token.request]
+            assert told.start is not None
             assert told.end is None
             assert token.index == len(told.request.prior) + len(told.tokens)
             told.tokens.append(token)
@@ -142,6 +184,15 @@ class World:
             assert self.told[end.request].end is None
             self.told[end.request].end = end
         return output
+
+    def _check_start(self, start: Start) -> None:
+        """A request starts once, and nothing is cached of it that no other one of its salt had."""
+        told = self.told[start.request]
+        assert told.start is told.end is None
+        told.start = start
+        others = [one for one in self.told.values() if one.request.cache_salt == told.request.cache_salt]
+        common = [common_prefix(told.known, one.known) for one in others if one is not told and one.start]
+        assert 0 <= start.cached_tokens <= min(max(common, default=0), len(told.request.prompt))
 
     def run_dry(self) -> None:
         """Steps until nothing is left, within a bound that any starvation would pass."""
@@ -164,6 +215,7 @@ class World:
             self._check_answer(told)
         statistics = self.scheduler.statistics()
         assert (statistics.running, statistics.waiting, statistics.cache.pages_used) == (0, 0, 0)
+        assert statistics.cache.pages_free + statistics.cache.pages_cached == statistics.cache.pages_total
         assert statistics.generation_tokens == sum(len(told.tokens) for told in self.told.values())
 
     def _check_answer(self, told: Told) -> None:
@@ -178,7 +230,8 @@ class World:
             else:
                 assert len(request.prompt) >= self.scheduler.longest_sequence
             return
-        expected = alone(request, self.layout, self.scheduler.longest_sequence, self.how.recompute_lengths)
+        how, longest = self.how, self.scheduler.longest_sequence
+        expected = alone(request, self.layout, longest, how.recompute_lengths, how.scaled_past)
         if end.reason in ("stop", "length"):
             assert answer == expected
             full = [*request.prior, *answer]
@@ -280,5 +333,50 @@ def test_the_executor_shows_wrong_pages(flaw: str):
         first[0] = second[0]
     else:
         first[0], first[1] = first[1], first[0]
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, ValueError)):
         world.finish()
+
+
+def shared_world() -> World:
+    """Sequences that share a trunk, under salts, of a model with windows and dynamic NTK."""
+    layout = build_layout((LayerCache(Keeps.FULL, None, 1, 4, 4), LayerCache(Keeps.SLIDING, 6, 1, 4, 4)), 2, 2)
+    world = World(layout, Limits(MAX_CONTEXT, 60, 4, 24, (20,), 18))
+    trunk = some_tokens(MAX_CONTEXT, 0)
+    for number in range(16):
+        salt = b"one" if number % 3 else b"other"
+        prompt = (*trunk[: 6 + number * 8 % 20], *range(number // 10 * 3))
+        sampling = Sampling(max_tokens=8)
+        world.submit(Request(id="", prompt=prompt, sampling=sampling, cache_salt=salt))
+        world.step()
+    return world
+
+
+def test_shared_prefixes_are_served_from_the_cache():
+    world = shared_world()
+    world.finish()
+    statistics = world.scheduler.statistics().cache
+    assert statistics.hit_tokens > 30
+    assert sum(told.start.cached_tokens for told in world.told.values() if told.start) > 30
+
+
+@pytest.mark.parametrize("mutation", ["no salt", "no class", "no windows", "no last token", "not kept"])
+def test_the_checks_notice_what_must_not_be_shared(mutation: str, monkeypatch: pytest.MonkeyPatch):
+    longest = cache_manager.longest_prefix
+    if mutation == "no salt":
+        monkeypatch.setattr(cache_manager, "root_of", lambda space, salt, kind: root_of(space, kind))
+    elif mutation == "no class":
+        monkeypatch.setattr(cache_manager, "root_of", lambda space, salt, kind: root_of(space, salt))
+    elif mutation == "no windows":
+        monkeypatch.setattr(
+            cache_manager,
+            "longest_prefix",
+            lambda groups, keys, limit, held: longest(groups[:1], keys[:1], limit, held),
+        )
+    elif mutation == "no last token":
+        monkeypatch.setattr(
+            cache_manager, "longest_prefix", lambda groups, keys, limit, held: longest(groups, keys, limit + 1, held)
+        )
+    else:
+        monkeypatch.setattr(PagePool, "keep", lambda pool, page: None)
+    with pytest.raises((AssertionError, ValueError, KeyError, IndexError)):
+        shared_world().finish()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from backend.batch import Batch, Sampled
+from backend.batch import Batch, Sampled, Slice
 from backend.engine import Engine
 from backend.engine_process import Composed, OnProgress, main
 from backend.engine_settings import EngineSettings
@@ -28,11 +28,11 @@ PAGES = 1024
 
 
 class HashingExecutor:
-    """Answers with a hash of the tokens it was fed, as a model with a cache would see them: kept by sequence."""
+    """Answers with a hash of the tokens it was fed, as a model with a cache would see them: kept in pages."""
 
-    def __init__(self, options: EngineOptions) -> None:
+    def __init__(self, options: EngineOptions, page_tokens: int) -> None:
         self._options = options
-        self._fed: dict[int, list[int]] = {}
+        self._pages = [[0] * page_tokens for _ in range(PAGES)]
 
     def execute(self, batch: Batch) -> list[Sampled | None]:
         time.sleep(self._options.step_seconds)
@@ -40,10 +40,17 @@ class HashingExecutor:
         for part in batch.slices:
             if self._options.poison in part.tokens:
                 os.kill(os.getpid(), signal.SIGKILL)
-            fed = self._fed.setdefault(part.sequence, [])
-            fed[part.start :] = part.tokens
+            fed = self._feed(part)
             results.append(None if part.sample is None else Sampled(next_token(fed)))
         return results
+
+    def _feed(self, part: Slice) -> list[int]:
+        """Writes the slice's tokens into its pages: all tokens up to its end."""
+        own = [self._pages[page] for page in part.spans[0].ids]
+        size = len(self._pages[0])
+        for position, token in enumerate(part.tokens, part.start):
+            own[position // size][position % size] = token
+        return [token for page in own for token in page][: part.start + len(part.tokens)]
 
     def transfers_done(self, patience: float = 0.0) -> list[TransferDone]:
         return []
@@ -96,7 +103,7 @@ def compose(options: EngineOptions, settings: EngineSettings, on_progress: OnPro
     scheduler = Scheduler(
         CacheManager(layout, PAGES), max_context=MAX_CONTEXT, max_sequences=16, step_tokens=STEP_TOKENS
     )
-    engine = Engine(scheduler, HashingExecutor(options), time.monotonic)
+    engine = Engine(scheduler, HashingExecutor(options, layout.groups[0].page_tokens), time.monotonic)
     return ComposedForTest(engine, plan, (1234,), ("cpu",), MAX_CONTEXT, 997)
 
 

@@ -7,13 +7,14 @@ position skipped, or a missing recomputation changes the answer, which `alone` g
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
 from backend.batch import Batch, Sampled, Slice
 from backend.ending import answer_end
 from backend.request import Request
-from kvcache.layout import CacheLayout
+from kvcache.layout import CacheLayout, oldest_seen
 from kvcache.transfer import TransferDone
 
 VOCABULARY = 97
@@ -66,16 +67,18 @@ class PagedMemory:
 class TinyModel:
     """Turns tokens into values in a Memory, and the values into the next token."""
 
-    def __init__(self, layout: CacheLayout, recompute_lengths: tuple[int, ...]) -> None:
-        self._windows = [group.window for group in layout.groups]
+    def __init__(self, layout: CacheLayout, recompute_lengths: tuple[int, ...], scaled_past: int | None) -> None:
+        """recompute_lengths, scaled_past: as in `rope_class`."""
+        self._groups = layout.groups
         self._recompute_lengths = recompute_lengths
+        self._scaled_past = scaled_past
 
     def forward(self, part: Slice, memory: Memory) -> int:
         """Computes the slice's tokens: the next token."""
         regime = sum(part.length > one for one in self._recompute_lengths)
         for position, token in enumerate(part.tokens, part.start):
-            hidden = hash((token, position, regime, max(part.prompt_length, position + 1)))
-            for group in range(len(self._windows)):
+            hidden = hash((token, position, regime, self._scale(part, position)))
+            for group in range(len(self._groups)):
                 memory.write(group, position, hidden)
                 # A few places of what it may see, to stay fast; always the same ones, as in a real model.
                 oldest = self._oldest_seen(group, position)
@@ -84,14 +87,18 @@ class TinyModel:
         newest = part.start + len(part.tokens) - 1
         everything = [
             memory.read(group, one)
-            for group in range(len(self._windows))
+            for group in range(len(self._groups))
             for one in range(self._oldest_seen(group, newest), newest + 1)
         ]
         return hash(tuple(everything)) % VOCABULARY
 
+    def _scale(self, part: Slice, position: int) -> int:
+        if self._scaled_past is None:
+            return 0
+        return max(self._scaled_past, part.prompt_length, position + 1)
+
     def _oldest_seen(self, group: int, position: int) -> int:
-        window = self._windows[group]
-        return 0 if window is None else max(0, position - window + 1)
+        return oldest_seen(position, self._groups[group].window, self._groups[group].chunked)
 
 
 class PagedExecutor:
@@ -106,10 +113,11 @@ class PagedExecutor:
         pages: int,
         recompute_lengths: tuple[int, ...] = (),
         refuse: Callable[[Batch], None] = lambda batch: None,
+        scaled_past: int | None = None,
     ) -> None:
         self._layout = layout
         self._pool: list[dict[int, tuple[int, int]]] = [{} for _ in range(pages)]
-        self._model = TinyModel(layout, recompute_lengths)
+        self._model = TinyModel(layout, recompute_lengths, scaled_past)
         self._refuse = refuse
         self.batches: list[Batch] = []
         self.faults: list[str] = []
@@ -120,6 +128,8 @@ class PagedExecutor:
         self._check_disjoint(batch)
         results: list[Sampled | None] = []
         for part in batch.slices:
+            if not part.tokens:
+                self.faults.append(f"sequence {part.sequence}: a slice without tokens")
             try:
                 token = self._model.forward(part, PagedMemory(self._layout, self._pool, part))
             except (LookupError, IndexError) as fault:
@@ -135,14 +145,24 @@ class PagedExecutor:
         self._pool.clear()
 
     def _check_disjoint(self, batch: Batch) -> None:
-        pages = [page for part in batch.slices for span in part.spans for page in span.ids]
-        if len(pages) != len(set(pages)):
-            self.faults.append(f"step {batch.step}: two tables hold one page")
+        """A page that a slice writes is in one place of one table."""
+        places = Counter(page for part in batch.slices for span in part.spans for page in span.ids)
+        for part in batch.slices:
+            for group, span in zip(self._layout.groups, part.spans, strict=True):
+                written = span.ids[part.start // group.page_tokens - span.first :]
+                if any(places[page] > 1 for page in written):
+                    self.faults.append(f"step {batch.step}: a page is written that two tables hold")
 
 
-def alone(request: Request, layout: CacheLayout, limit: int, recompute_lengths: tuple[int, ...] = ()) -> list[int]:
+def alone(
+    request: Request,
+    layout: CacheLayout,
+    limit: int,
+    recompute_lengths: tuple[int, ...] = (),
+    scaled_past: int | None = None,
+) -> list[int]:
     """The answer that this request gets when nothing else runs, `prior` left out."""
-    model = TinyModel(layout, recompute_lengths)
+    model = TinyModel(layout, recompute_lengths, scaled_past)
     output = list(request.prior)
     computed, memory = 0, PlainMemory()
     while answer_end(request, output, limit) is None:
