@@ -25,7 +25,7 @@ class ServedModel:
             to long factors): when a sequence grows past one, it is computed again from its first token.
         scaled_past: the length past which a token's key depends on max(prompt, position + 1) (dynamic NTK), so that
             longer prompts have keys of their own; None where keys depend on tokens and positions alone.
-        lengths: where the rotary modules look for the pass's rope lengths.
+        lengths: where modules look for the pass's positions and rope lengths.
     """
 
     module: nn.Module
@@ -49,7 +49,7 @@ class ServedModel:
 
         rope_lengths [T]: the length by which each token's length-dependent RoPE variant chooses its frequencies.
         """
-        self.lengths.lengths = rope_lengths
+        self.lengths.positions, self.lengths.lengths = positions, rope_lengths
         with torch.inference_mode():
             out = self.module(
                 input_ids=tokens.unsqueeze(0),

@@ -14,6 +14,7 @@ from backend.surgery.latent import LatentAttention
 from backend.surgery.linears import PartLinear, SharedProduct, merge, mergeable, serve
 from backend.surgery.norm import ServedRMSNorm, rms_norm
 from backend.surgery.rope import RopeLengths, RopeRegimes, replace_rope
+from backend.surgery.tempered import tell_positions
 from backend.surgery.trace import Traced
 
 
@@ -29,6 +30,7 @@ def operate(model: PreTrainedModel, traced: Traced, lengths: RopeLengths) -> Rop
     for path, module in list(model.named_modules()):
         if type(module) is nn.Linear:
             model.set_submodule(path, serve(module, path))
+    tell_positions(model, lengths)
     return replace_rope(model, model.config, lengths)
 
 

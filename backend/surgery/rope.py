@@ -33,9 +33,10 @@ class RopeRegimes:
 
 
 class RopeLengths:
-    """Holds one pass's rope lengths [T]; set by the model's forward, read by its rotary modules."""
+    """Holds one pass's positions [T] and rope lengths [T]; set by the model's forward, read by modules that ask."""
 
     def __init__(self) -> None:
+        self.positions: Tensor | None = None
         self.lengths: Tensor | None = None
 
 

@@ -7,7 +7,7 @@ attention we do not reproduce shows itself here; nothing is believed because of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
 from backend.surgery.latent import LatentForm
+from backend.surgery.mask import Mask, MaskFunction, OddMaskError, Sight, sight
 from backend.surgery.refusal import unsupported
 from backend.surgery.rope import RopeLengths
-from kvcache.layout import Keeps, LayerCache
+from kvcache.layout import LayerCache
 
 TRACE = "shardwise-trace"
 _TRACE_TOKENS = 2
 _PLAIN_ARGUMENTS = {"dropout", "scaling", "sliding_window", "softcap", "s_aux", "position_ids", "is_causal"}
-_MaskFunction = Callable[[int, int, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,21 +93,14 @@ class _Recorder:
         return tuple(tuple(names) for names in groups.values() if len(names) > 1)
 
 
-@dataclass(frozen=True, slots=True)
-class _Mask:
-    """Stands in for a mask tensor: the function that says which key position a query position may see."""
-
-    function: _MaskFunction
-
-
 def register() -> None:
     """Makes TRACE known to transformers as an attention and as a mask implementation."""
     AttentionInterface.register(TRACE, _record)
     AttentionMaskInterface.register(TRACE, _mask)
 
 
-def _mask(*, mask_function: _MaskFunction, **unused: Any) -> Any:
-    return _Mask(mask_function)
+def _mask(*, mask_function: MaskFunction, **unused: Any) -> Any:
+    return Mask(mask_function)
 
 
 def _record(
@@ -144,7 +137,8 @@ def trace(model: PreTrainedModel, lengths: RopeLengths) -> Traced:
     except (NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise unsupported(config, f"its forward pass needs more than tokens and positions ({error})") from error
     names = {module: name for name, module in model.named_modules()}
-    layers = tuple(_layer(config, names[call[0]], call) for call in recorder.calls)
+    known: dict[Mask, Sight] = {}
+    layers = tuple(_layer(config, names[call[0]], call, known) for call in recorder.calls)
     if not layers:
         raise unsupported(config, "no layer of it computes attention through transformers' attention interface")
     if len({layer.name for layer in layers}) != len(layers):
@@ -152,7 +146,8 @@ def trace(model: PreTrainedModel, lengths: RopeLengths) -> Traced:
     return Traced(layers, recorder.shared_inputs(), MappingProxyType(recorder.rotary_sizes))
 
 
-def _layer(config: PreTrainedConfig, name: str, call: tuple[Any, ...]) -> TracedLayer:
+def _layer(config: PreTrainedConfig, name: str, call: tuple[Any, ...], known: dict[Mask, Sight]) -> TracedLayer:
+    """known: masks that were asked already; layers share them."""
     module, query, key, value, mask, rest = call
     odd = sorted(
         key for key, given in rest.items() if given is not None and key not in _PLAIN_ARGUMENTS and _matters(given)
@@ -165,9 +160,8 @@ def _layer(config: PreTrainedConfig, name: str, call: tuple[Any, ...]) -> Traced
         raise unsupported(config, f"{name} has {query.shape[1]} query heads over {key.shape[1]} key heads")
     if key.shape[2] != _TRACE_TOKENS or query.shape[2] != _TRACE_TOKENS:
         raise unsupported(config, f"{name} attends to something else than the tokens of its sequence")
-    window = _window(config, name, mask)
-    keeps = Keeps.FULL if window is None else Keeps.SLIDING
-    cache = LayerCache(keeps, window, key.shape[1], key.shape[-1], value.shape[-1])
+    seen = _sight(config, name, mask, known)
+    cache = LayerCache(seen.keeps, seen.window, key.shape[1], key.shape[-1], value.shape[-1])
     return TracedLayer(name, cache, query.shape[1])
 
 
@@ -176,30 +170,15 @@ def _matters(given: object) -> bool:
     return not (given is None or given is False or (isinstance(given, tuple | dict) and not given))
 
 
-def _window(config: PreTrainedConfig, name: str, mask: Any) -> int | None:
-    """How many positions a token sees, itself included, by the model's own mask; None for all before it."""
-    if not isinstance(mask, _Mask):
+def _sight(config: PreTrainedConfig, name: str, mask: Any, known: dict[Mask, Sight]) -> Sight:
+    """What the layer's tokens see, by the model's own mask."""
+    if not isinstance(mask, Mask):
         raise unsupported(config, f"{name} does not take its mask from transformers' mask functions")
-    longest = 2 * max(
-        getattr(config, "max_position_embeddings", None) or 2048, getattr(config, "sliding_window", None) or 0
-    )
-    queries = torch.tensor([0, 1, longest // 3, longest])
+    named = ("max_position_embeddings", "sliding_window", "attention_chunk_size")
+    longest = 2 * max(2048, *(getattr(config, setting, None) or 0 for setting in named))
     try:
-        rows = [_visible(mask.function, int(query), longest + 8) for query in queries]
-    except (RuntimeError, IndexError, NotImplementedError) as error:
-        raise unsupported(config, f"the mask of {name} depends on more than positions") from error
-    if any(row.numel() == 0 or int(row[-1]) != int(query) for row, query in zip(rows, queries, strict=True)):
-        raise unsupported(config, f"the mask of {name} is not causal")
-    width = rows[-1].numel()
-    for row, query in zip(rows, queries, strict=True):
-        seen = min(width, int(query) + 1)
-        if row.numel() != seen or int(row[0]) != int(query) + 1 - seen:
-            raise unsupported(config, f"the mask of {name} is neither causal nor a sliding window")
-    return None if width == longest + 1 else width
-
-
-def _visible(function: _MaskFunction, query: int, length: int) -> Tensor:
-    """The key positions below `length` that the query position sees, ascending."""
-    keys = torch.arange(length, device="cpu")
-    seen = function(0, 0, torch.full_like(keys, query), keys)  # pyright: ignore[reportArgumentType]
-    return torch.nonzero(seen.cpu()).flatten()
+        if mask not in known:
+            known[mask] = sight(mask, longest)
+        return known[mask]
+    except OddMaskError as error:
+        raise unsupported(config, f"the mask of {name} {error}") from error

@@ -55,6 +55,11 @@ def test_a_window_as_wide_as_the_positions_is_kept_as_one() -> None:
     assert {layer.window for layer in describe(config).layers} == {64}
 
 
+def test_layers_that_see_their_own_chunk_and_layers_that_see_all() -> None:
+    chunked = LayerCache(Keeps.CHUNKED, WINDOW, kv_heads=2, key_size=16, value_size=16)
+    assert describe(FAMILIES["llama4"]()).layers == (chunked, LayerCache(Keeps.FULL, None, 2, 16, 16), chunked)
+
+
 def test_the_native_dtype_is_the_config_s() -> None:
     config = FAMILIES["llama"]()
     config.dtype = torch.bfloat16
@@ -67,17 +72,11 @@ def test_the_native_dtype_is_the_config_s() -> None:
         (transformers.MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4), "recurrent state"),
         (transformers.T5Config(), "encoder-decoder"),
         (transformers.BertConfig(**SMALL), "both directions"),
-        (
-            transformers.Llama4TextConfig(
-                **SMALL, num_key_value_heads=1, intermediate_size_mlp=48, num_local_experts=2
-            ),
-            "mask",
-        ),
         (transformers.StableLmConfig(**SMALL, num_key_value_heads=2), "further arguments"),
         (transformers.DeepseekV4Config(), "compressed keys"),
         (transformers.ViTConfig(), "no causal language model"),
     ],
-    ids=["mamba", "t5", "bert", "llama4", "stablelm", "deepseek-v4", "vit"],
+    ids=["mamba", "t5", "bert", "stablelm", "deepseek-v4", "vit"],
 )
 def test_models_we_would_get_wrong_are_refused_by_name(config: transformers.PreTrainedConfig, reason: str) -> None:
     with pytest.raises(UnsupportedModelError, match=reason) as caught:
