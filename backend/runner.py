@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,9 @@ from kvcache.attention.kernel import AttentionKernel, AttentionShape
 from kvcache.attention.table import attention_kernels, choose_kernel
 from kvcache.layout import CacheLayout, Keeps
 from kvcache.page_memory import PageMemory
+from kvcache.tiers.disk import DiskTier
+from kvcache.tiers.host import HostTier
+from kvcache.tiers.mover import PageMover
 from kvcache.transfer import TransferDone
 
 if TYPE_CHECKING:
@@ -43,11 +47,28 @@ class Runner:
                 places[key] = len(self._kinds)
                 self._kinds.append((*key, self._kernels[slot]))
             self._kind_of[slot] = places[key]
+        self._mover: PageMover | None = None
+
+    @property
+    def kernel_orders(self) -> tuple[str, ...]:
+        """The inner order of each slot's pages, which is part of what a cached page's bytes mean."""
+        return tuple(self._kernels[slot].order for slot in sorted(self._kernels))
+
+    def attach_tiers(self, host: HostTier | None, disk: DiskTier | None) -> None:
+        """From now on batches may carry transfers to and from these tiers, which are the runner's own from here."""
+        if host is not None or disk is not None:
+            self._mover = PageMover(self._memory, self._model.device, host, disk)
 
     @losing_devices()
     @torch.inference_mode()
     def execute(self, batch: Batch) -> list[Sampled | None]:
-        """Feeds every slice, writes its K and V, and samples where a slice asks for a token."""
+        """Begins the transfers, feeds every slice, writes its K and V, and samples where a slice asks for a token."""
+        if self._mover is not None:
+            self._mover.begin(batch.transfers)
+            if self._mover.holds_pages:
+                self._mover.settle(written_pages(batch, self._layout))
+        if not batch.slices:
+            return []
         whole_length = bool(self._model.recompute_lengths)
         inputs = step_inputs(batch, self._layout, whole_length=whole_length, device=self._model.device)
         prepared = tuple(kernel.prepare(inputs.groups[group], shape) for group, shape, kernel in self._kinds)
@@ -58,7 +79,7 @@ class Runner:
         return [None if part.sample is None else next(sampled) for part in batch.slices]
 
     def transfers_done(self, patience: float = 0.0) -> list[TransferDone]:
-        return []
+        return self._mover.finished(patience) if self._mover is not None else []
 
     def warm_up(self, tokens: int) -> None:
         """One prefill of at most `tokens` and one decode over free pages: compiles kernels, finds the memory peak."""
@@ -69,7 +90,10 @@ class Runner:
             self.execute(Batch(0, (Slice(0, 0, (0,) * count, count, count, spans, task),)))
 
     def close(self) -> None:
-        """Gives the pages' memory back and ends the compute threads."""
+        """Ends the transfers, gives the pages' memory back and ends the compute threads."""
+        if self._mover is not None:
+            self._mover.close()
+            self._mover = None
         del self._memory
         if self._team is not None:
             self._team.close()
@@ -90,3 +114,10 @@ class Runner:
             latent=layer.keeps is Keeps.LATENT,
             formats=self._layout.formats,
         )
+
+
+def written_pages(batch: Batch, layout: CacheLayout) -> Iterator[int]:
+    """The pages in which the batch's slices write: those of the positions from each slice's start on."""
+    for part in batch.slices:
+        for group, span in zip(layout.groups, part.spans, strict=True):
+            yield from span.ids[part.start // group.page_tokens - span.first :]
