@@ -70,6 +70,7 @@ def compose_engine(settings: EngineSettings, on_progress: OnProgress) -> Compose
     from backend.surgery.pack import pack_model
     from kvcache.cache_manager import CacheManager
     from kvcache.layout import build_layout
+    from quant.kv_format import parse_kv_formats
     from quant.weight_format import WEIGHT_FORMATS
 
     facts, plan = _planned(settings)
@@ -83,7 +84,7 @@ def compose_engine(settings: EngineSettings, on_progress: OnProgress) -> Compose
     team = _team(plan)
     model = pack_model(model, WEIGHT_FORMATS[plan.weight_format], team)
     on_progress("warm up", 0, 0)
-    layout = build_layout(facts.layers, dtype.itemsize, PAGE_TOKENS)
+    layout = build_layout(facts.layers, dtype.itemsize, PAGE_TOKENS, parse_kv_formats(plan.kv_format))
     runner = Runner(model, layout, plan.pages, team)
     runner.warm_up(PROCESSOR_WARM_UP if device.type == "cpu" else plan.step_tokens)
     scheduler = Scheduler(

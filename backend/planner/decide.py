@@ -8,7 +8,8 @@ from typing import NoReturn
 from backend.engine_settings import EngineSettings
 from backend.errors import OutOfMemoryError, SettingError
 from backend.hardware.machine import Machine
-from backend.planner import memory
+from backend.planner import memory, tiers
+from backend.planner.kv_choice import KVChoice, choose_formats
 from backend.planner.model_facts import ModelFacts
 from backend.planner.plan import MemoryTerm, Plan, Rank
 from backend.planner.target import Target, choose_dtype, choose_target
@@ -26,7 +27,10 @@ _MAX_SEQUENCES = {"cpu": 64, "cuda": 256}
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
-    """A Plan before its pool: what is asked of which model and device, and the memory already spent."""
+    """A Plan before its pool: what is asked of which model and device, and the memory already spent.
+
+    `host_cache` is spent on the device where that is the processor; beside a GPU it is 0.
+    """
 
     settings: EngineSettings
     facts: ModelFacts
@@ -37,23 +41,37 @@ class _Draft:
     weights: int
     activations: int
     libraries: int
+    host_cache: int
 
     @property
     def left(self) -> int:
         """Bytes that the pool may take."""
-        return self.target.usable - self.weights - self.activations - self.libraries
+        return self.target.usable - self.weights - self.activations - self.libraries - self.host_cache
+
+    @property
+    def terms(self) -> tuple[tuple[str, int], ...]:
+        """The memory spent, by term."""
+        fixed = (("weights", self.weights), ("activations", self.activations), ("libraries", self.libraries))
+        return (*fixed, ("host cache", self.host_cache)) if self.host_cache else fixed
 
     def pages_of(self, tokens: int) -> int:
         return memory.pages_of_context(self.layout, tokens, self.step_tokens)
 
 
-def decide(settings: EngineSettings, facts: ModelFacts, machine: Machine, weights_bytes: int | None = None) -> Plan:
+def decide(
+    settings: EngineSettings,
+    facts: ModelFacts,
+    machine: Machine,
+    weights_bytes: int | None = None,
+    measured: KVChoice | None = None,
+) -> Plan:
     """Resolves every "auto" of the settings. What was asked for explicitly is obeyed or refused, never
     changed.
 
     Args:
         weights_bytes: what the weights occupy once loaded, where it is known better than parameters times
         element.
+        measured: what --kv-format auto takes, where the accuracy probe has run.
 
     Raises:
         SettingError: something was asked for that this version or machine cannot do.
@@ -65,68 +83,73 @@ def decide(settings: EngineSettings, facts: ModelFacts, machine: Machine, weight
     step_tokens, max_sequences, step_reason = _step(settings, target)
     if weights_bytes is None:
         weights_bytes = memory.weights_bytes(facts, dtype)
+    choice = choose_formats(settings.kv_format, measured)
+    layout = build_layout(facts.layers, memory.ELEMENT_BYTES[dtype], PAGE_TOKENS, choice.formats)
+    host_pages, host_reason = tiers.host_pages(settings, machine, target, layout.page_bytes)
+    disk_bytes, cache_dir, disk_reason = tiers.disk(settings, layout.page_bytes)
     draft = _Draft(
         settings,
         facts,
         target,
-        build_layout(facts.layers, memory.ELEMENT_BYTES[dtype], PAGE_TOKENS),
+        layout,
         step_tokens,
         max_sequences,
         weights_bytes,
         memory.activation_bytes(facts, dtype, step_tokens, max_sequences, target.cuda),
         memory.LIBRARIES_CUDA if target.cuda else memory.LIBRARIES_CPU,
+        0 if target.cuda else host_pages * layout.page_bytes,
     )
-    _check_weights(draft)
+    _check_fixed(draft, machine.memory.available)
     pages, pool_reason = _pool(draft)
     max_context, context_reason = _context(draft, pages)
     threads, threads_reason = _threads(settings, machine, target)
-    reasons = (target.reason, dtype_reason, pool_reason, context_reason, step_reason, threads_reason)
+    reasons = (
+        target.reason, dtype_reason, choice.reason, pool_reason, host_reason, disk_reason, context_reason, step_reason,
+        threads_reason,
+    )  # fmt: skip
     return Plan(
         model=settings.files.name,
         architecture=facts.architecture,
         dtype=dtype,
         weight_format="model",
-        kv_format="model",
+        kv_format=str(choice.formats),
         tensor_parallel=1,
         pipeline_stages=1,
-        ranks=(Rank(0, target.device, _memory(draft, pages * draft.layout.page_bytes)),),
+        ranks=(Rank(0, target.device, _memory(draft, pages * layout.page_bytes)),),
         max_context=max_context,
         max_sequences=max_sequences,
         step_tokens=step_tokens,
-        page_tokens=draft.layout.groups[0].page_tokens,
-        page_bytes=draft.layout.page_bytes,
+        page_tokens=layout.groups[0].page_tokens,
+        page_bytes=layout.page_bytes,
         pages=pages,
-        token_bytes=draft.layout.bytes_per_token,
-        host_pages=0,
-        disk_bytes=0,
-        cache_dir="",
+        token_bytes=layout.bytes_per_token,
+        host_pages=host_pages,
+        disk_bytes=disk_bytes,
+        cache_dir=cache_dir,
         threads=threads,
         reasons=tuple(reason for reason in reasons if reason),
     )
 
 
 def _memory(draft: _Draft, kv: int) -> tuple[MemoryTerm, ...]:
-    return (
-        MemoryTerm("weights", draft.weights),
-        MemoryTerm("kv", kv),
-        MemoryTerm("activations", draft.activations),
-        MemoryTerm("libraries", draft.libraries),
-    )
+    weights, *others = draft.terms
+    return tuple(MemoryTerm(name, count) for name, count in (weights, ("kv", kv), *others))
 
 
 def _check(settings: EngineSettings, facts: ModelFacts, machine: Machine) -> None:
     """Refuses what cannot be obeyed whatever the memory."""
-    for option, value in (("--weights", settings.weights), ("--kv-format", settings.kv_format)):
-        if value not in ("auto", "model"):
-            raise SettingError(
-                f"{option} {value} is not served by this version.",
-                "Weights and K and V are kept in the model's dtype so far.",
-                f"Use {option} model.",
-            )
+    if settings.weights not in ("auto", "model"):
+        raise SettingError(
+            f"--weights {settings.weights} is not served by this version.",
+            "Weights are kept in the model's dtype so far.",
+            "Use --weights model.",
+        )
     counts = (
         ("--max-context", settings.max_context, 2),
         ("--max-sequences", settings.max_sequences, 1),
         ("--kv-pool", settings.kv_pool, 1),
+        ("--host-cache", settings.host_cache, 0),
+        ("--disk-cache", settings.disk_cache, 0),
         ("--step-tokens", settings.step_tokens, 1),
         ("--threads", settings.threads, 1),
     )
@@ -164,19 +187,21 @@ def _step(settings: EngineSettings, target: Target) -> tuple[int, int, str]:
     return tokens, sequences, f"A step computes up to {tokens} tokens of up to {sequences} sequences."
 
 
-def _check_weights(draft: _Draft) -> None:
-    if draft.left > 0:
-        return
-    fixed = draft.weights + draft.libraries
-    term = "weights" if fixed >= draft.target.usable else "activations"
-    size = draft.weights if term == "weights" else draft.activations
-    _refuse(draft, term, size, "a smaller or more strongly quantized model")
+def _check_fixed(draft: _Draft, free_main: int) -> None:
+    """Refuses what leaves no memory for a pool, and an explicit host cache that main memory does not hold."""
+    spent = draft.weights + draft.libraries
+    if draft.left + draft.host_cache <= 0:
+        term = "weights" if spent >= draft.target.usable else "activations"
+        size = draft.weights if term == "weights" else draft.activations
+        _refuse(draft, term, size, "a smaller or more strongly quantized model")
+    if draft.settings.host_cache:
+        taken = memory.LIBRARIES_CPU if draft.target.cuda else spent + draft.activations
+        tiers.check_host_memory(draft.settings.host_cache, free_main, taken)
 
 
 def _refuse(draft: _Draft, term: str, size: int, first_way: str) -> NoReturn:
     target = draft.target
-    others = [("weights", draft.weights), ("activations", draft.activations), ("libraries", draft.libraries)]
-    beside = ", ".join(f"{name} {human_bytes(count)}" for name, count in others if name != term)
+    beside = ", ".join(f"{name} {human_bytes(count)}" for name, count in draft.terms if name != term)
     second_way = "fewer --max-sequences or --step-tokens" if term == "activations" else "free memory there"
     raise OutOfMemoryError(
         f"The model does not fit {target.label}: its {term} need {human_bytes(size)}.",

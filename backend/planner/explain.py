@@ -21,12 +21,21 @@ def explain(plan: Plan) -> str:
             f"{plan.pages:,} of {plan.page_tokens} tokens and {human_bytes(plan.page_bytes)}, "
             f"{human_bytes(plan.pages * plan.page_bytes)} in all",
         ),
+        ("token", f"{plan.token_bytes:,} bytes of kv over all layers, scales included"),
+        ("host cache", _host(plan)),
+        ("disk cache", f"{human_bytes(plan.disk_bytes)} in {plan.cache_dir}" if plan.disk_bytes else "none"),
         ("threads", str(plan.threads)),
     ]
     lines = [f"{name:<10} {value}" for name, value in rows]
     for rank in plan.ranks:
         lines += ["", *_memory_lines(rank)]
     return "\n".join([*lines, "", "why", *(f"  - {reason}" for reason in plan.reasons)])
+
+
+def _host(plan: Plan) -> str:
+    if not plan.host_pages:
+        return "none"
+    return f"{plan.host_pages:,} pages, {human_bytes(plan.host_pages * plan.page_bytes)}"
 
 
 def _memory_lines(rank: Rank) -> list[str]:

@@ -6,7 +6,7 @@ from msgspec import Struct
 
 
 class MemoryTerm(Struct, frozen=True):
-    """One term of a device's memory, in bytes: weights, kv, activations, libraries."""
+    """One term of a device's memory, in bytes: weights, kv, activations, libraries; a processor also has host cache."""
 
     name: str
     bytes: int

@@ -18,6 +18,7 @@ from backend.planner.model_facts import ModelFacts
 from backend.planner.plan import Plan
 from kvcache.cache_manager import CacheManager
 from kvcache.layout import Keeps, LayerCache, build_layout
+from quant.kv_format import parse_kv_formats
 from tests.fakes.machines import GIB, cpu_machine, gpu, gpu_machine
 
 FILES = ModelFiles(name="starter", format="gguf", weights=("/m.gguf",), folder="/m", bytes=1)
@@ -98,7 +99,12 @@ def test_the_gpu_with_the_most_free_memory_computes() -> None:
     ("options", "words"),
     [
         ({"weights": "nf4"}, "--weights nf4"),
-        ({"kv_format": "fp8"}, "--kv-format fp8"),
+        ({"kv_format": "nf4"}, "--kv-format nf4"),
+        ({"kv_format": "k=int8,k=fp8"}, "k=FORMAT,v=FORMAT"),
+        ({"host_cache": -1}, "--host-cache -1"),
+        ({"host_cache": 4096}, "--host-cache 1MiB or more"),
+        ({"disk_cache": 4096, "cache_dir": "/cache"}, "--disk-cache 1MiB or more"),
+        ({"disk_cache": GIB}, "--cache-dir"),
         ({"device": "cuda"}, "NVIDIA GPU"),
         ({"max_context": 8193}, "8192 positions"),
         ({"max_context": 1}, "--max-context 1"),
@@ -175,6 +181,8 @@ CHOICES = st.fixed_dictionaries(
         "max_context": st.integers(2, 8192),
         "max_sequences": st.integers(1, 300),
         "kv_pool": st.integers(1, 8 * GIB),
+        "kv_format": st.sampled_from(["model", "fp8", "int8", "k=int8,v=fp8", "k=model,v=int8"]),
+        "host_cache": st.sampled_from([0, 64 << 20, GIB, 30 * GIB]),
         "step_tokens": st.integers(200, 9000),
         "threads": st.integers(1, 2),
     },
@@ -204,6 +212,8 @@ def test_plans_keep_their_promises(options: dict[str, Any], name: str, cuda: boo
             continue
         if option == "device":
             assert plan.ranks[0].device.startswith(value)
+        elif option == "host_cache":
+            assert value - plan.page_bytes < plan.host_pages * plan.page_bytes <= value
         elif option == "kv_pool":
             assert value - plan.page_bytes < plan.pages * plan.page_bytes <= value
         else:
@@ -212,7 +222,7 @@ def test_plans_keep_their_promises(options: dict[str, Any], name: str, cuda: boo
     if device_is_gpu == cuda:
         assert total(plan) <= 0.9 * free
     assert {term.name: term.bytes for term in plan.ranks[0].memory}["kv"] == plan.pages * plan.page_bytes
-    layout = build_layout(facts.layers, memory.ELEMENT_BYTES[plan.dtype], 16)
+    layout = build_layout(facts.layers, memory.ELEMENT_BYTES[plan.dtype], 16, parse_kv_formats(plan.kv_format))
     assert CacheManager(layout, plan.pages).most_pages(plan.max_context, plan.step_tokens) <= plan.pages
     assert plan.max_sequences <= plan.step_tokens
     richer = plan_of(machine(free + more), facts, **options)  # raises where more memory would not fit
