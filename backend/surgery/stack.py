@@ -2,8 +2,8 @@
 
     x += output(attend(turn(qkv(norm(x)))))        x += down(gated(gate_up(norm(x))))
 
-A layer of a small model is ten jobs of a few microseconds; called one by one, the interpreter costs as much as they do.
-The layers themselves stay inside as the reference, and as the way for any other context or device.
+A layer of a small model is eleven jobs of a few microseconds; called one by one, the interpreter costs as much as they
+do. The layers themselves stay inside as the reference, and as the way for any other context or device.
 """
 
 from __future__ import annotations
@@ -17,18 +17,22 @@ from torch import Tensor, nn
 from backend.paged_context import PagedContext
 from backend.surgery.processor_kernels import ITEM_ROWS, ITEM_TOKENS, add_item, gated_item, norm_item, turn_item
 from backend.surgery.stacked_layer import StackedLayer
-from kvcache.attention.processor import ProcessorKernel
-from kvcache.attention.processor_items import attend_item, write_item
+from kvcache.attention.processor import STEP, ProcessorKernel
+from kvcache.attention.processor_items import attend_item
+from kvcache.attention.processor_merge import merge_item
+from kvcache.attention.processor_words import WORDS
+from kvcache.attention.processor_write import write_item
 from quant.cpu.linear import product_item
 from quant.cpu.program import Program
 from quant.cpu.team import Team
 
 JOBS = (
-    norm_item, product_item, turn_item, write_item, attend_item, product_item,
+    norm_item, product_item, turn_item, write_item, attend_item, merge_item, product_item,
     norm_item, product_item, gated_item, product_item,
 )  # fmt: skip
-NORM, QKV, TURN, WRITE, ATTEND, OUTPUT, SECOND_NORM, GATE_UP, GATED, DOWN = range(len(JOBS))
-JOB_WORDS = 24
+NORM, QKV, TURN, WRITE, ATTEND, MERGE, OUTPUT, SECOND_NORM, GATE_UP, GATED, DOWN = range(len(JOBS))
+# Attention's jobs have the most.
+JOB_WORDS = WORDS
 SMALLEST_BUFFER = 16
 
 
@@ -86,10 +90,13 @@ class FusedStack(nn.Module):
         words[:, TURN, 7:10] = cos.data_ptr(), sin.data_ptr(), cos.stride(0) * cos.element_size()
         for kind, layers in self._kinds.items():
             prepared, kernel = context.prepared[kind], self._kernels[kind]
-            words[layers, WRITE, 13:16] = step = kernel.write_step(prepared)
-            items[layers, WRITE] = step[2]
-            words[layers, ATTEND, 16:19] = kernel.attend_step(prepared)
-            items[layers, ATTEND] = len(prepared.work) * prepared.shape.kv_heads
+            steps = {
+                WRITE: kernel.write_step(prepared),
+                ATTEND: kernel.attend_step(prepared),
+                MERGE: kernel.merge_step(prepared),
+            }
+            for job, step in steps.items():
+                words[layers, job, STEP], items[layers, job] = step.words, step.items
         self._program.words[-1, 4], self._program.items[-1] = tokens, lines
 
     def _place(self, dtype: torch.dtype, tokens: int, context: PagedContext) -> None:
@@ -140,8 +147,8 @@ class FusedStack(nn.Module):
         shape = context.prepared[context.kinds[part.slot]].shape
         kernel: Any = context.kernels[part.slot]
         key = product + part.heads * part.head_size * element
-        kernel.place_write(words[WRITE], shape, context.layers[part.slot])
+        for job in (WRITE, ATTEND, MERGE):
+            kernel.place(words[job], shape, context.layers[part.slot], part.scaling, part.softcap)
         words[WRITE, 1:5] = key, stride, key + part.kv_heads * part.head_size * element, stride
-        kernel.place_attend(words[ATTEND], shape, context.layers[part.slot], part.scaling, part.softcap)
-        words[ATTEND, [1, 2, 3, 4, 15]] = product, stride, self._at("attended"), self._stride("attended"), 0
+        words[[ATTEND, MERGE], 1:5] = product, stride, self._at("attended"), self._stride("attended")
         words[GATED, :6] = part.silu, paired, self._at("gate_up"), self._at("gated"), 0, part.width // 16

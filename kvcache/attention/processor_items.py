@@ -1,11 +1,13 @@
-"""The processor kernel's work items: attention over packed pages with tile products and an online softmax.
+"""The processor kernel's attention: work items over packed pages with tile products and an online softmax.
 
-Inner order of a page (16 positions are one block; a pair is two bfloat16, or one float32):
+Inner order of a page (16 positions are one block; a pair is two elements where the model is bfloat16, else one):
 
     keys    [position block][key_size / pair][16 positions][pair]
     values  [value block of 16][page_tokens / pair][16 values][pair]
 
 so that scores of 16 positions, and sums over values of 16 dimensions, are tile products without a horizontal sum.
+Codes of one byte lie in the same order, but for that within each 64 of them (see `quant.cpu.codes`); an item widens
+them a span at a time, once for all its rows, into memory that stays in the nearest cache. Latents are turned there too.
 The online softmax is Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018).
 """
 
@@ -14,93 +16,237 @@ from __future__ import annotations
 import numpy
 from numba import carray, cfunc, njit  # pyright: ignore[reportPrivateImportUsage]
 
-from kvcache.attention.softmax import HIDDEN, cap_scores, soften_row
-from quant.cpu.memory import bits_of_float, floats_at, halves_at, integers_at, short_integers_at
+from kvcache.attention import processor_words as at
+from kvcache.attention.processor_work import ITEM_ROWS, LINE_WORDS, SPAN
+from kvcache.attention.softmax import HIDDEN, cap_scores, scale_scores, soften_row
+from quant.cpu.codes import GROUP as CODES
+from quant.cpu.codes import PLAIN, ask_for, widen_codes
+from quant.cpu.memory import bits_of_float, float_of_bits, floats_at, halves_at, short_integers_at
 from quant.cpu.team import ITEM_SIGNATURE, arguments_at
 from quant.cpu.tiles import gather_rows, product_rows
+from quant.cpu.transpose import turn_block
 
-# Query rows (tokens times query heads of a kv head) that one work item computes, in tiles of 6.
-ITEM_ROWS = 24
-# Positions whose scores are held at once.
-SPAN = 64
 LOG2_E = numpy.float32(1.4426950408889634)
-ATTEND_WORDS, WRITE_WORDS, SCRATCH_WORDS = 20, 16, 10
+BLOCKS = SPAN // 16
+# Floats behind a partial result's sums: its peak and total, and the rest of a cache line.
+PARTIAL_EXTRA = 16
+# A thread's working memory, by number.
+(
+    COPIED, SCORES, WEIGHTS, SUMS, ZEROS, PAGES, PEAKS, TOTALS, FACTORS, CONSTANTS, KEY_BLOCKS, WIDE_KEYS, WIDE_VALUES,
+    KEY_SHARES, VALUE_SHARES, ONES, MEMBER_POSITIONS, CODE_ROW, SCRATCH_WORDS,
+) = range(19)  # fmt: skip
 
-_score = product_rows(SPAN // 16, rounded=False)
+
+def scratch_sizes(key_size: int, value_size: int) -> tuple[int, ...]:
+    """Bytes of each part of a thread's working memory; 0 for the part that is ones, [SPAN] float32, for all threads."""
+    row, span = ITEM_ROWS * 4, SPAN * 4
+    return (
+        row * key_size, row * SPAN, row * SPAN, row * value_size, span, BLOCKS * 8, row, row, row, 12, BLOCKS * 8,
+        span * key_size, span * value_size, span, span, 0, ITEM_ROWS * 8, max(key_size, value_size),
+    )  # fmt: skip
+
+
+_score = product_rows(BLOCKS, rounded=False)
 _sum_wide, _sum_narrow = gather_rows(4), gather_rows(1)
 
 
 @njit(nogil=True, cache=True)
-def _item(
-    paired, query, query_stride, out, out_stride, group, key_size, value_size, page_tokens, keys, values, page_stride,
-    window, scaling, softcap, sinks, head, tokens, position, first_page, table, scratch,
-):  # fmt: skip
-    """A few tokens of one sequence under one kv head: `head` counts query heads before the group's first."""
-    element, pair = (2, 2) if paired else (4, 1)
-    rows = tokens * group
-    copied, scores, weights, sums, zeros, pages, peaks, totals, factors, numbers = (
-        scratch[0], scratch[1], scratch[2], scratch[3], scratch[4], scratch[5], scratch[6], scratch[7], scratch[8],
-        scratch[9],
+def _item(words, line, kv_head, table, members, positions, scratch):
+    """A few tokens, under the heads [line[6], + line[7]) of a kv head's group, over the positions [low, high)."""
+    paired, key_size, value_size = words[at.PAIRED], words[at.KEY_SIZE], words[at.VALUE_SIZE]
+    element = 2 if paired else 4
+    page_tokens, first_page, tokens, low, high, heads = (
+        words[at.PAGE_TOKENS], line[1], line[3], line[4], line[5], line[7]
     )  # fmt: skip
-    copy_stride = key_size * element
-    peak, total, factor = (
-        carray(floats_at(peaks), (ITEM_ROWS,)), carray(floats_at(totals), (ITEM_ROWS,)),
-        carray(floats_at(factors), (ITEM_ROWS,)),
+    rows, unit, key_steps = tokens * heads, min(page_tokens, SPAN), key_size * element // 4
+    copied, scores, weights, sums, factors = (
+        scratch[COPIED], scratch[SCORES], scratch[WEIGHTS], scratch[SUMS], scratch[FACTORS]
     )  # fmt: skip
-    constants = carray(floats_at(numbers), (3,))
-    constants[0], constants[1], constants[2] = scaling, softcap, scaling * LOG2_E
-    page_list = carray(integers_at(pages), (SPAN // 16,))
-    accumulated = carray(floats_at(sums), (ITEM_ROWS, value_size))
-    _copy_query(query, query_stride, copied, copy_stride, group, tokens)
-    accumulated[:rows] = numpy.float32(0.0)
-    _begin_rows(rows, sinks, head, group, peak, total)
-    key_steps, value_steps = key_size // pair, page_tokens // pair
-    unit = min(page_tokens, SPAN)
-    length = position + tokens
-    lowest = max(0, position - window + 1) if window > 0 else 0
-    place = (lowest // unit) * unit
-    while place < length:
-        span = min(SPAN, length - place)
-        count = (span + unit - 1) // unit
-        offset = place % page_tokens
-        for index in range(count):
-            page_list[index] = values + page_stride * table[(place + index * unit) // page_tokens - first_page]
-        b0 = _block(keys, page_stride, page_tokens, key_steps, table, first_page, place)
-        b1 = _block(keys, page_stride, page_tokens, key_steps, table, first_page, place + 16) if span > 16 else b0
-        b2 = _block(keys, page_stride, page_tokens, key_steps, table, first_page, place + 32) if span > 32 else b0
-        b3 = _block(keys, page_stride, page_tokens, key_steps, table, first_page, place + 48) if span > 48 else b0
-        _score(rows, paired, copied, copy_stride, key_steps, zeros, scores, SPAN * 4, 0, b0, b1, b2, b3)
+    constants, blocks = carray(floats_at(scratch[CONSTANTS]), (3,)), arguments_at(scratch[KEY_BLOCKS], BLOCKS)
+    factor, accumulated = carray(floats_at(factors), (rows,)), carray(floats_at(sums), (rows, value_size))
+    first_head = kv_head * words[at.GROUP] + line[6]
+    _copy_query(words, members, first_head, heads, copied)
+    _begin_rows(rows, heads, 0 if line[8] >= 0 else words[at.SINKS], first_head, scratch)
+    accumulated[:] = numpy.float32(0.0)
+    keys_scaled, capped = words[at.KEY_KIND] != PLAIN, constants[1] > numpy.float32(0.0)
+    shares = _value_shares(words, scratch)
+    place = low // unit * unit
+    while place < high:
+        span = min(SPAN, high - place)
+        if place + SPAN < high:
+            _ask_for_pages(words, kv_head, table, first_page, place + SPAN, min(SPAN, high - place - SPAN))
+        _find_keys(words, kv_head, table, first_page, place, span, scratch)
+        _score(
+            rows, paired, copied, key_size * element, key_steps, scratch[ZEROS], scores, SPAN * 4, 0, blocks[0],
+            blocks[1], blocks[2], blocks[3],
+        )  # fmt: skip
+        _find_shares(words, kv_head, table, first_page, place, span, scratch)
         for row in range(rows):
-            own = position + row // group
-            high = min(span, own + 1 - place)
-            low = max(0, own + 1 - window - place) if window > 0 else 0
-            if softcap > numpy.float32(0.0):
-                cap_scores(scores + row * SPAN * 4, numbers, numbers + 4)
+            own = positions[row // heads]
+            seen_from = _oldest_seen(own, words[at.WINDOW], words[at.CHUNKED])
+            if keys_scaled:
+                scale_scores(scores + row * SPAN * 4, scratch[KEY_SHARES])
+            if capped:
+                cap_scores(scores + row * SPAN * 4, scratch[CONSTANTS], scratch[CONSTANTS] + 4)
             soften_row(
-                paired, scores + row * SPAN * 4, weights + row * SPAN * element, low, high, numbers + 8,
-                peaks + row * 4, totals + row * 4, factors + row * 4,
+                paired, scores + row * SPAN * 4, weights + row * SPAN * element, seen_from - place,
+                min(span, own + 1 - place), scratch[CONSTANTS] + 8, scratch[PEAKS] + row * 4, scratch[TOTALS] + row * 4,
+                factors + row * 4, shares,
             )  # fmt: skip
             if factor[row] != numpy.float32(1.0):
                 accumulated[row] *= factor[row]
+        count, offset, steps, stride = _find_values(words, kv_head, table, first_page, place, span, scratch)
         _sum_values(
-            rows, paired, weights, SPAN * element, pages, count, offset // pair * 64, unit // pair, value_steps * 64,
-            value_size // 16, sums,
-        )  # fmt: skip
+            rows, paired, weights, SPAN * element, scratch[PAGES], count, offset, steps, stride, value_size // 16, sums
+        )
         place += SPAN
-    for row in range(rows):
-        line = out + (row // group) * out_stride + (row % group) * value_size * element
-        _finish(accumulated[row], numpy.float32(1.0) / total[row], line, value_size, paired)
+    _hand_over(words, line, members, first_head, heads, scratch)
 
 
 @njit(nogil=True, cache=True)
-def _begin_rows(rows, sinks, head, group, peak, total):
+def _oldest_seen(position, window, chunked):
+    if window == 0:
+        return 0
+    return position // window * window if chunked else max(0, position - window + 1)
+
+
+@njit(nogil=True, cache=True)
+def _copy_query(words, members, first_head, heads, copied):
+    """Gathers the rows of each token side by side, so that rows have one stride."""
+    element = 2 if words[at.PAIRED] else 4
+    size = words[at.KEY_SIZE] * element
+    count = heads * size // 4
+    for index in range(len(members)):
+        begin = words[at.QUERY] + members[index] * words[at.QUERY_STRIDE] + first_head * size
+        source = carray(floats_at(begin), (count,))
+        target = carray(floats_at(copied + index * heads * size), (count,))
+        for i in range(count):
+            target[i] = source[i]
+
+
+@njit(nogil=True, cache=True)
+def _begin_rows(rows, heads, sinks, first_head, scratch):
     """The softmax of no position yet: nothing seen, or each head's sink alone."""
+    peak, total = carray(floats_at(scratch[PEAKS]), (rows,)), carray(floats_at(scratch[TOTALS]), (rows,))
     for row in range(rows):
         if sinks:
-            peak[row] = carray(floats_at(sinks), (head + group,))[head + row % group] * LOG2_E
+            peak[row] = carray(floats_at(sinks), (first_head + heads,))[first_head + row % heads] * LOG2_E
             total[row] = numpy.float32(1.0)
         else:
             peak[row], total[row] = numpy.float32(HIDDEN), numpy.float32(0.0)
+
+
+@njit(nogil=True, cache=True)
+def _find_keys(words, kv_head, table, first_page, place, span, scratch):
+    """Puts the addresses of the span's packed keys, widened where they are codes, into KEY_BLOCKS."""
+    paired, kind, page_tokens = words[at.PAIRED], words[at.KEY_KIND], words[at.PAGE_TOKENS]
+    element = 2 if paired else 4
+    wide = words[at.KEY_SIZE] * 16 * element
+    size = words[at.KEY_SIZE] * 16 if kind != PLAIN else wide
+    blocks, base = arguments_at(scratch[KEY_BLOCKS], BLOCKS), words[at.KEYS] + kv_head * words[at.KEY_HEAD]
+    for index in range(BLOCKS):
+        position = place + index * 16
+        if index * 16 >= span:
+            blocks[index] = blocks[0]
+            continue
+        page = table[position // page_tokens - first_page]
+        block = base + words[at.KEY_PAGE] * page + position % page_tokens // 16 * size
+        if kind != PLAIN:
+            target = scratch[WIDE_KEYS] + index * wide
+            widen_codes(kind, paired, block, target, size // CODES)
+            block = target
+        blocks[index] = block
+
+
+@njit(nogil=True, cache=True)
+def _value_shares(words, scratch):
+    """Where the factors of the values lie: their scales, or ones."""
+    if words[at.VALUES] == 0:
+        return scratch[KEY_SHARES] if words[at.KEY_KIND] != PLAIN else scratch[ONES]
+    return scratch[VALUE_SHARES] if words[at.VALUE_KIND] != PLAIN else scratch[ONES]
+
+
+@njit(nogil=True, cache=True)
+def _find_shares(words, kv_head, table, first_page, place, span, scratch):
+    """The scales of the span's keys and values, as float32."""
+    if words[at.KEY_KIND] != PLAIN:
+        base, stride = words[at.KEY_SCALES] + kv_head * words[at.KEY_SCALE_HEAD], words[at.KEY_SCALE_PAGE]
+        _widen_scales(base, stride, words[at.PAGE_TOKENS], table, first_page, place, span, scratch[KEY_SHARES])
+    if words[at.VALUES] != 0 and words[at.VALUE_KIND] != PLAIN:
+        base, stride = words[at.VALUE_SCALES] + kv_head * words[at.VALUE_SCALE_HEAD], words[at.VALUE_SCALE_PAGE]
+        _widen_scales(base, stride, words[at.PAGE_TOKENS], table, first_page, place, span, scratch[VALUE_SHARES])
+
+
+@njit(nogil=True, cache=True)
+def _widen_scales(base, stride, page_tokens, table, first_page, place, span, target):
+    """Positions past the span keep what they had: softmax masks them."""
+    shares = carray(floats_at(target), (SPAN,))
+    for begin in range(0, span, 16):
+        page = table[(place + begin) // page_tokens - first_page]
+        halves = carray(halves_at(base + stride * page + (place + begin) % page_tokens * 2), (16,))
+        for i in range(16):
+            shares[begin + i] = float_of_bits(numpy.int32(numpy.int32(halves[i]) << numpy.int32(16)))
+
+
+@njit(nogil=True, cache=True)
+def _find_values(words, kv_head, table, first_page, place, span, scratch):
+    """Puts the addresses of the span's packed values into PAGES: their count, and offset, steps and stride in each."""
+    paired, page_tokens, size = words[at.PAIRED], words[at.PAGE_TOKENS], words[at.VALUE_SIZE]
+    element, pair = (2, 2) if paired else (4, 1)
+    if words[at.VALUES] == 0:
+        return _turn_latents(paired, size, span, scratch)
+    unit = min(page_tokens, SPAN)
+    count, offset = (span + unit - 1) // unit, place % page_tokens
+    pages, base = arguments_at(scratch[PAGES], BLOCKS), words[at.VALUES] + kv_head * words[at.VALUE_HEAD]
+    for index in range(count):
+        pages[index] = base + words[at.VALUE_PAGE] * table[(place + index * unit) // page_tokens - first_page]
+    if words[at.VALUE_KIND] == PLAIN:
+        return count, offset // pair * 64, unit // pair, page_tokens // pair * 64
+    wide = unit * 16 * element
+    for index in range(count):
+        target = scratch[WIDE_VALUES] + index * unit * size * element
+        if unit == page_tokens:
+            widen_codes(words[at.VALUE_KIND], paired, pages[index], target, unit * size // CODES)
+        else:
+            for block in range(size // 16):
+                source = pages[index] + (block * page_tokens + offset) * 16
+                widen_codes(words[at.VALUE_KIND], paired, source, target + block * wide, unit * 16 // CODES)
+        pages[index] = target
+    return count, 0, unit // pair, wide
+
+
+@njit(nogil=True, cache=True)
+def _turn_latents(paired, size, span, scratch):
+    """The first `size` elements of the span's keys as values, in WIDE_VALUES."""
+    element, pair = (2, 2) if paired else (4, 1)
+    pages, blocks = arguments_at(scratch[PAGES], BLOCKS), arguments_at(scratch[KEY_BLOCKS], BLOCKS)
+    pages[0] = scratch[WIDE_VALUES]
+    count = (span + 15) // 16
+    for index in range(count):
+        turn_block(paired, blocks[index], pages[0] + index * 256 * element, size // 16, SPAN * 16 * element)
+    return 1, 0, count * 16 // pair, SPAN * 16 * element
+
+
+@njit(nogil=True, cache=True)
+def _ask_for_pages(words, kv_head, table, first_page, place, span):
+    """Asks for the keys and values of a span that is computed next: pages lie anywhere, beyond a prefetcher's guess."""
+    page_tokens = words[at.PAGE_TOKENS]
+    unit, plain = min(page_tokens, SPAN), 2 if words[at.PAIRED] else 4
+    key_bytes = words[at.KEY_SIZE] * (plain if words[at.KEY_KIND] == PLAIN else 1)
+    value_bytes = plain if words[at.VALUE_KIND] == PLAIN else 1
+    keys, values = words[at.KEYS] + kv_head * words[at.KEY_HEAD], words[at.VALUES] + kv_head * words[at.VALUE_HEAD]
+    offset = place % page_tokens
+    for index in range((span + unit - 1) // unit):
+        page = table[(place + index * unit) // page_tokens - first_page]
+        ask_for(keys + words[at.KEY_PAGE] * page + offset * key_bytes, unit * key_bytes // 64)
+        if words[at.VALUES] == 0:
+            continue
+        begin = values + words[at.VALUE_PAGE] * page + offset * 16 * value_bytes
+        if unit == page_tokens:
+            ask_for(begin, words[at.VALUE_SIZE] * unit * value_bytes // 64)
+        else:
+            for block in range(words[at.VALUE_SIZE] // 16):
+                ask_for(begin + block * page_tokens * 16 * value_bytes, unit * 16 * value_bytes // 64)
 
 
 @njit(nogil=True, cache=True)
@@ -118,27 +264,29 @@ def _sum_values(rows, paired, weights, stride, pages, count, offset, steps, bloc
 
 
 @njit(nogil=True, cache=True)
-def _block(keys, page_stride, page_tokens, steps, table, first_page, position):
-    """Address of the 16 packed keys that begin at `position`."""
-    page = table[position // page_tokens - first_page]
-    return keys + page_stride * page + (position % page_tokens) // 16 * steps * 64
+def _hand_over(words, line, members, first_head, heads, scratch):
+    """Writes the rows' answers, or their sums, peaks and totals where others cover the rest of what they see."""
+    paired, size = words[at.PAIRED], words[at.VALUE_SIZE]
+    element, rows = 2 if paired else 4, len(members) * heads
+    sums = carray(floats_at(scratch[SUMS]), (rows, size))
+    peak, total = carray(floats_at(scratch[PEAKS]), (rows,)), carray(floats_at(scratch[TOTALS]), (rows,))
+    for row in range(rows):
+        token, head = row // heads, first_head + row % heads
+        if line[8] < 0:
+            place = words[at.OUT] + members[token] * words[at.OUT_STRIDE] + head * size * element
+            store_scaled(sums[row], numpy.float32(1.0) / total[row], place, size, paired)
+        else:
+            number = (line[8] + token) * words[at.GROUP] * words[at.KV_HEADS] + head
+            partial = carray(floats_at(words[at.PARTIALS] + number * (size + PARTIAL_EXTRA) * 4), (size + 2,))
+            partial[:size] = sums[row]
+            partial[size], partial[size + 1] = peak[row], total[row]
 
 
 @njit(nogil=True, cache=True)
-def _copy_query(query, query_stride, copied, copy_stride, group, tokens):
-    """Gathers the group's rows of each token side by side, so that rows have one stride."""
-    words = group * copy_stride // 4
-    for token in range(tokens):
-        source = carray(floats_at(query + token * query_stride), (words,))
-        target = carray(floats_at(copied + token * group * copy_stride), (words,))
-        for i in range(words):
-            target[i] = source[i]
-
-
-@njit(nogil=True, cache=True)
-def _finish(sums, factor, line, size, paired):
+def store_scaled(sums, factor, place, size, paired):
+    """Writes sums [size] * factor in the model's type."""
     if paired:
-        halves = carray(halves_at(line), (size,))
+        halves = carray(halves_at(place), (size,))
         for i in range(size):
             value = sums[i] * factor
             bits = bits_of_float(value)
@@ -146,87 +294,25 @@ def _finish(sums, factor, line, size, paired):
             # Rounding could carry a NaN into infinity.
             halves[i] = numpy.uint16(rounded) if value == value else numpy.uint16(0x7FC0)  # noqa: PLR0124
     else:
-        floats = carray(floats_at(line), (size,))
+        floats = carray(floats_at(place), (size,))
         for i in range(size):
             floats[i] = sums[i] * factor
 
 
 @cfunc(ITEM_SIGNATURE, cache=True)
 def attend_item(arguments, item, thread):
-    """A few tokens of one sequence under one kv head; work [items, 5] as `prepare` makes it."""
-    words = arguments_at(arguments, ATTEND_WORDS)
-    paired, query, query_stride, out, out_stride, group, kv_heads, key_size, value_size = (
-        words[0], words[1], words[2], words[3], words[4], words[5], words[6], words[7], words[8]
-    )  # fmt: skip
-    page_tokens, keys, values, page_stride, head_stride, window, sinks, work, tables, columns, scratch = (
-        words[9], words[10], words[11], words[12], words[13], words[14], words[15], words[16], words[17], words[18],
-        words[19],
-    )  # fmt: skip
-    numbers = carray(floats_at(arguments + 8 * ATTEND_WORDS), (2,))
-    element = 2 if paired else 4
-    line, kv_head = arguments_at(work + item // kv_heads * 40, 5), item % kv_heads
-    sequence, token, position, tokens, first_page = line[0], line[1], line[2], line[3], line[4]
-    head = kv_head * group
-    _item(
-        paired, query + token * query_stride + head * key_size * element, query_stride,
-        out + token * out_stride + head * value_size * element, out_stride, group, key_size, value_size, page_tokens,
-        keys + kv_head * head_stride, values + kv_head * head_stride, page_stride, window, numbers[0], numbers[1],
-        sinks, head, tokens, position, first_page,
-        carray(short_integers_at(tables + sequence * columns * 4), (columns,)),
-        arguments_at(scratch + thread * SCRATCH_WORDS * 8, SCRATCH_WORDS),
-    )  # fmt: skip
-
-
-@njit(nogil=True, cache=True)
-def _write_token(paired, key, value, kv_heads, key_size, value_size, page_tokens, keys, values, head_stride, offset):
-    """One token's K and V into its page, at `offset`. A page's first token clears the page's values.
-
-    (What a former owner left there takes weight 0, and 0 times a NaN would still be a NaN.)
-    """
-    inner, block = offset % 16, offset // 16
-    for head in range(kv_heads):
-        key_place, value_place = keys + head * head_stride, values + head * head_stride
-        if paired:
-            pairs = carray(floats_at(key + head * key_size * 2), (key_size // 2,))
-            packed = carray(floats_at(key_place), (page_tokens // 16, key_size // 2, 16))
-            for i in range(key_size // 2):
-                packed[block, i, inner] = pairs[i]
-            halves = carray(halves_at(value + head * value_size * 2), (value_size // 16, 16))
-            spread = carray(halves_at(value_place), (value_size // 16, page_tokens // 2, 16, 2))
-            if offset == 0:
-                spread[:] = numpy.uint16(0)
-            for i in range(value_size // 16):
-                for j in range(16):
-                    spread[i, offset // 2, j, offset % 2] = halves[i, j]
-        else:
-            singles = carray(floats_at(key + head * key_size * 4), (key_size,))
-            lines = carray(floats_at(key_place), (page_tokens // 16, key_size, 16))
-            for i in range(key_size):
-                lines[block, i, inner] = singles[i]
-            floats = carray(floats_at(value + head * value_size * 4), (value_size // 16, 16))
-            plain = carray(floats_at(value_place), (value_size // 16, page_tokens, 16))
-            if offset == 0:
-                plain[:] = numpy.float32(0.0)
-            for i in range(value_size // 16):
-                for j in range(16):
-                    plain[i, offset, j] = floats[i, j]
-
-
-@cfunc(ITEM_SIGNATURE, cache=True)
-def write_item(arguments, item, thread):
-    """The tokens whose page has this number modulo the items: a page's first token clears it before others write."""
-    words = arguments_at(arguments, WRITE_WORDS)
-    paired, key, key_stride, value, value_stride, kv_heads, key_size, value_size = (
-        words[0], words[1], words[2], words[3], words[4], words[5], words[6], words[7]
-    )  # fmt: skip
-    page_tokens, keys, values, page_stride, head_stride, slots, tokens, items = (
-        words[8], words[9], words[10], words[11], words[12], words[13], words[14], words[15]
-    )  # fmt: skip
-    places = arguments_at(slots, tokens)
-    for token in range(tokens):
-        page, offset = places[token] // page_tokens, places[token] % page_tokens
-        if page % items == item:
-            _write_token(
-                paired, key + token * key_stride, value + token * value_stride, kv_heads, key_size, value_size,
-                page_tokens, keys + page * page_stride, values + page * page_stride, head_stride, offset,
-            )  # fmt: skip
+    """One line of the work under one kv head."""
+    words = arguments_at(arguments, at.WORDS)
+    kv_head, columns = item % words[at.KV_HEADS], words[at.COLUMNS]
+    line = arguments_at(words[at.WORK] + item // words[at.KV_HEADS] * LINE_WORDS * 8, LINE_WORDS)
+    scratch = arguments_at(words[at.SCRATCH] + thread * SCRATCH_WORDS * 8, SCRATCH_WORDS)
+    numbers = carray(floats_at(arguments + 8 * at.NUMBERS), (2,))
+    constants = carray(floats_at(scratch[CONSTANTS]), (3,))
+    constants[0], constants[1], constants[2] = numbers[0], numbers[1], numbers[0] * LOG2_E
+    members = arguments_at(words[at.MEMBERS] + line[2] * 8, line[3])
+    # Each member's position; the rows of one item are few.
+    positions = arguments_at(scratch[MEMBER_POSITIONS], ITEM_ROWS)
+    for index in range(line[3]):
+        positions[index] = arguments_at(words[at.POSITIONS], members[index] + 1)[members[index]]
+    table = carray(short_integers_at(words[at.TABLES] + line[0] * columns * 4), (columns,))
+    _item(words, line, kv_head, table, members, positions, scratch)

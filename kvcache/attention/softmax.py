@@ -36,12 +36,13 @@ HIDDEN = -1.0e30
 
 
 def _soften_row() -> Any:
-    """Numba intrinsic `(paired, scores, weights, low, high, scaling, peak, total, factor)`.
+    """Numba intrinsic `(paired, scores, weights, low, high, scaling, peak, total, factor, shares)`.
 
-    All but paired, low and high are addresses. scores: [64] float32, not changed. Writes weights [64] =
-    2^(score * scaling - new peak), 0 outside [low, high), as bfloat16 where `paired`, else float32; moves peak to the
-    highest scaled score so far; factor becomes 2^(old - new peak), total becomes total * factor + the weights' sum.
-    (Powers of two cost half of those of e; callers scale by log2 e.)
+    All but paired, low and high are addresses. scores: [64] float32, not changed. With weight = 2^(score * scaling -
+    new peak), 0 outside [low, high): writes weights [64] = weight * share, as bfloat16 where `paired`, else float32;
+    moves peak to the highest scaled score so far; factor becomes 2^(old - new peak), total becomes total * factor +
+    the sum of weight. shares: [64] float32, what a value is still to be multiplied by (its scale); those outside
+    [low, high) may be anything. (Powers of two cost half of those of e; callers scale by log2 e.)
     """
 
     def write(function: ir.Function) -> None:
@@ -60,11 +61,11 @@ def _soften_row() -> Any:
 
         both_kinds(function, function.args[0], body)
 
-    return as_intrinsic("soften_row", 9, write)
+    return as_intrinsic("soften_row", 10, write)
 
 
 def _soften(builder: ir.IRBuilder, arguments: Any, *, halves: bool, masked: bool) -> None:
-    _, scores, weights, low, high, scaling, peak, total, factor = arguments
+    _, scores, weights, low, high, scaling, peak, total, factor, shares = arguments
     scale = broadcast(builder, load(builder, scaling, FLOAT))
     seen = [_inside(builder, low, high, vector) if masked else None for vector in range(ROW_VECTORS)]
     rows = []
@@ -83,6 +84,10 @@ def _soften(builder: ir.IRBuilder, arguments: Any, *, halves: bool, masked: bool
         if inside is not None:
             weight = builder.select(inside, weight, constant(0.0))
         added = builder.fadd(added, weight)
+        weight = builder.fmul(weight, load(builder, offset_by(builder, shares, vector * VECTOR_BYTES), FLOATS))
+        if inside is not None:
+            # Where nothing was written a share may be a NaN.
+            weight = builder.select(inside, weight, constant(0.0))
         stored = rounded_to_halves(builder, weight) if halves else weight
         store(builder, stored, offset_by(builder, weights, vector * width), align=2)
     first = ir.Constant(INTS.element, 0)
@@ -121,5 +126,21 @@ def _cap_scores() -> Any:
     return as_intrinsic("cap_scores", 3, write)
 
 
+def _scale_scores() -> Any:
+    """Numba intrinsic `(scores, scales)`, addresses of [64] float32: multiplies scores by their keys' scales."""
+
+    def write(function: ir.Function) -> None:
+        scores, scales = function.args
+        builder = ir.IRBuilder(function.append_basic_block("entry"))
+        for vector in range(ROW_VECTORS):
+            place = offset_by(builder, scores, vector * VECTOR_BYTES)
+            scale = load(builder, offset_by(builder, scales, vector * VECTOR_BYTES), FLOATS)
+            store(builder, builder.fmul(load(builder, place, FLOATS), scale), place)
+        builder.ret_void()
+
+    return as_intrinsic("scale_scores", 2, write)
+
+
 soften_row = _soften_row()
+scale_scores = _scale_scores()
 cap_scores = _cap_scores()

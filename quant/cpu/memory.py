@@ -124,6 +124,7 @@ def _pointer(element: Any) -> Any:
 
 
 # Typed pointers at an address, for numba.carray.
+bytes_at = _pointer(types.uint8)
 floats_at = _pointer(types.float32)
 halves_at = _pointer(types.uint16)
 integers_at = _pointer(types.int64)

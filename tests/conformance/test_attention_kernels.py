@@ -1,4 +1,7 @@
-"""Every attention kernel against the reference, over shapes, page sizes, windows, softcaps, sinks and mixed steps."""
+"""Every attention kernel against the reference, over formats, masks, page sizes, softcaps, sinks and mixed steps.
+
+The grid is pairwise: each case below meets both types; every two of the values that shapes choose from meet somewhere.
+"""
 
 from __future__ import annotations
 
@@ -10,38 +13,167 @@ from kvcache.attention.kernel import AttentionKernel, AttentionShape
 from kvcache.attention.processor import ProcessorKernel
 from kvcache.attention.reference import ReferenceKernel
 from quant.cpu.team import Team
+from quant.kv_format import KVFormats, parse_kv_formats
 from tests.fakes.attention_case import AttentionCase
 
 KERNELS: tuple[AttentionKernel, ...] = (ProcessorKernel(Team(2)),)
-HEADS = [(9, 3, 64, 64), (4, 4, 16, 32), (8, 1, 80, 48), (14, 2, 256, 128)]
+# heads, kv heads, key size, value size
+NARROW, EVEN, ALONE, WIDE = (9, 3, 64, 64), (4, 4, 16, 32), (8, 1, 80, 48), (14, 2, 256, 128)
 # (positions in the cache, new tokens) of each sequence; softcap; sinks
-STEPS = (
-    (((0, 1), (17, 1)), None, True),
-    (((0, 17), (100, 1), (255, 1), (63, 70)), None, False),
-    (((5, 1), (200, 40), (31, 33)), 5.0, True),
-)
+FEW = (((0, 1), (17, 1)), None, True)
+MIXED = (((0, 17), (100, 1), (255, 1), (63, 70)), None, False)
+CAPPED = (((5, 1), (200, 40), (31, 33)), 5.0, True)
+STEPS = (FEW, MIXED, CAPPED)
+Heads = tuple[int, int, int, int]
 
 
 def shape_of(
-    heads: tuple[int, int, int, int], page_tokens: int, window: int | None, dtype: torch.dtype
+    heads: Heads,
+    page_tokens: int,
+    window: int | None,
+    dtype: torch.dtype,
+    *,
+    chunked: bool = False,
+    latent: bool = False,
+    formats: str = "model",
 ) -> AttentionShape:
-    return AttentionShape(*heads, page_tokens, window, dtype, torch.device("cpu"))
+    stored: KVFormats = parse_kv_formats(formats)
+    return AttentionShape(*heads, page_tokens, window, dtype, torch.device("cpu"), chunked, latent, stored)
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def assert_equals_the_reference(kernel: AttentionKernel, case: AttentionCase) -> None:
+    assert kernel.supports(case.shape)
+    tolerance = 2e-2 if case.shape.dtype == torch.bfloat16 else 2e-5
+    torch.testing.assert_close(case.run(kernel), case.run(ReferenceKernel()), rtol=tolerance, atol=tolerance)
+
+
+both_types = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+
+
+@every_kernel
+@both_types
 @pytest.mark.parametrize("page_tokens", [16, 128])
 @pytest.mark.parametrize("window", [None, 20])
-@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("heads", [NARROW, EVEN, ALONE, WIDE])
 def test_equals_the_reference(
-    kernel: AttentionKernel, dtype: torch.dtype, page_tokens: int, window: int | None, heads: tuple[int, int, int, int]
+    kernel: AttentionKernel, dtype: torch.dtype, page_tokens: int, window: int | None, heads: Heads
 ) -> None:
     shape = shape_of(heads, page_tokens, window, dtype)
-    assert kernel.supports(shape)
     for chunks, softcap, sinks in STEPS:
-        case = AttentionCase(shape, chunks, softcap, sinks)
-        tolerance = 2e-2 if dtype == torch.bfloat16 else 2e-5
-        torch.testing.assert_close(case.run(kernel), case.run(ReferenceKernel()), rtol=tolerance, atol=tolerance)
+        assert_equals_the_reference(kernel, AttentionCase(shape, chunks, softcap, sinks))
+
+
+@every_kernel
+@both_types
+@pytest.mark.parametrize(
+    ("formats", "heads", "page_tokens", "window", "chunked", "steps"),
+    [
+        ("int8", NARROW, 16, None, False, MIXED),
+        ("int8", WIDE, 128, None, False, CAPPED),
+        ("int8", ALONE, 16, 20, False, CAPPED),
+        ("int8", EVEN, 64, 48, True, MIXED),
+        ("fp8", WIDE, 16, None, False, CAPPED),
+        ("fp8", NARROW, 128, 20, False, MIXED),
+        ("fp8", EVEN, 16, None, False, FEW),
+        ("fp8", ALONE, 128, 48, True, CAPPED),
+        ("k=int8,v=fp8", ALONE, 32, None, False, MIXED),
+        ("k=fp8,v=model", EVEN, 128, None, False, CAPPED),
+        ("k=model,v=int8", WIDE, 16, 20, False, MIXED),
+        ("k=model,v=fp8", NARROW, 64, 48, True, CAPPED),
+        ("model", NARROW, 16, 48, True, MIXED),
+        ("model", WIDE, 128, 48, True, CAPPED),
+    ],
+)
+def test_formats_and_chunks_equal_the_reference(
+    kernel: AttentionKernel,
+    dtype: torch.dtype,
+    formats: str,
+    heads: Heads,
+    page_tokens: int,
+    window: int | None,
+    chunked: bool,
+    steps: tuple[tuple[tuple[int, int], ...], float | None, bool],
+) -> None:
+    shape = shape_of(heads, page_tokens, window, dtype, chunked=chunked, formats=formats)
+    assert_equals_the_reference(kernel, AttentionCase(shape, *steps))
+
+
+@every_kernel
+@both_types
+@pytest.mark.parametrize(
+    ("formats", "heads", "page_tokens", "steps"),
+    [
+        ("model", (16, 1, 96, 64), 16, MIXED),
+        ("model", (40, 1, 64, 48), 128, CAPPED),
+        ("int8", (128, 1, 576, 512), 64, FEW),
+        ("int8", (6, 1, 80, 80), 16, MIXED),
+        ("fp8", (40, 1, 96, 64), 128, MIXED),
+        ("fp8", (16, 1, 64, 16), 16, CAPPED),
+    ],
+)
+def test_latents_equal_the_reference(
+    kernel: AttentionKernel,
+    dtype: torch.dtype,
+    formats: str,
+    heads: Heads,
+    page_tokens: int,
+    steps: tuple[tuple[tuple[int, int], ...], float | None, bool],
+) -> None:
+    shape = shape_of(heads, page_tokens, None, dtype, latent=True, formats=f"k={formats}")
+    assert_equals_the_reference(kernel, AttentionCase(shape, *steps))
+
+
+@every_kernel
+@both_types
+@pytest.mark.parametrize(
+    ("formats", "heads", "page_tokens", "shared", "softcap", "sinks"),
+    [
+        ("model", NARROW, 16, 9, None, True),
+        ("int8", NARROW, 128, 1, 5.0, False),
+        ("k=fp8,v=model", (48, 1, 64, 32), 16, 5, None, True),
+        ("int8", EVEN, 16, 9, 5.0, True),
+        ("model", WIDE, 128, 2, None, False),
+    ],
+)
+def test_sequences_that_share_a_prefix_equal_the_reference(
+    kernel: AttentionKernel,
+    dtype: torch.dtype,
+    formats: str,
+    heads: Heads,
+    page_tokens: int,
+    shared: int,
+    softcap: float | None,
+    sinks: bool,
+) -> None:
+    known = shared * page_tokens
+    chunks = ((known, 1), (known + 33, 1), (known + 2, 3), (known, 1), (known + 1, 50), (known + 70, 1))
+    shape = shape_of(heads, page_tokens, None, dtype, formats=formats)
+    assert_equals_the_reference(kernel, AttentionCase(shape, chunks, softcap, sinks, shared=shared))
+
+
+@every_kernel
+@both_types
+@pytest.mark.parametrize(
+    ("formats", "heads", "page_tokens", "softcap", "sinks"),
+    [
+        ("model", NARROW, 16, None, True),
+        ("int8", ALONE, 128, 5.0, True),
+        ("fp8", EVEN, 64, None, False),
+    ],
+)
+def test_long_contexts_equal_the_reference(
+    kernel: AttentionKernel,
+    dtype: torch.dtype,
+    formats: str,
+    heads: Heads,
+    page_tokens: int,
+    softcap: float | None,
+    sinks: bool,
+) -> None:
+    shape = shape_of(heads, page_tokens, None, dtype, formats=formats)
+    for chunks in (((2100, 1),), ((1500, 1), (3, 2), (30, 1))):
+        assert_equals_the_reference(kernel, AttentionCase(shape, chunks, softcap, sinks))
 
 
 def test_the_reference_equals_dense_attention() -> None:

@@ -18,6 +18,7 @@ from backend.surgery.pack import pack_model
 from backend.surgery.stack import FusedStack
 from kvcache.layout import build_layout
 from quant.cpu.team import Team
+from quant.kv_format import parse_kv_formats
 from quant.weight_format import WEIGHT_FORMATS
 from tests.fakes.tiny_models import make_checkpoint
 
@@ -47,13 +48,14 @@ class Recorder:
         return self.logits[-1]
 
 
-def run(model: ServedModel, team: Team) -> list[Tensor]:
+def run(model: ServedModel, team: Team, formats: str = "model") -> list[Tensor]:
     """Logits of a mixed schedule: prompts in chunks, and decodes between them; more rows each time."""
-    runner = Runner(model, build_layout(model.facts.layers, model.dtype.itemsize), PAGES, team)
+    layout = build_layout(model.facts.layers, model.dtype.itemsize, formats=parse_kv_formats(formats))
+    runner = Runner(model, layout, PAGES, team)
     recorder = Recorder(model)
     object.__setattr__(model, "forward", recorder)
     task = SampleTask(Sampling(), (1,), ())
-    groups = len(build_layout(model.facts.layers, model.dtype.itemsize).groups)
+    groups = len(layout.groups)
 
     def part(sequence: int, start: int, count: int) -> Slice:
         pages = range(sequence * 8, sequence * 8 + 8)
@@ -75,17 +77,23 @@ def run(model: ServedModel, team: Team) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", WIDE)
+@pytest.mark.parametrize(
+    ("family", "formats"), [*((family, "model") for family in WIDE), ("llama-wide", "int8"), ("mistral-wide", "fp8")]
+)
 def test_computes_what_its_layers_compute(
-    family: str, dtype: torch.dtype, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    family: str,
+    formats: str,
+    dtype: torch.dtype,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     team = Team(2)
     model = packed(family, tmp_path_factory.mktemp(family), dtype, team)
     (stack,) = stacks(model)
-    fused = run(model, team)
+    fused = run(model, team, formats)
     never: Callable[[Any], bool] = lambda context: False  # noqa: E731
     monkeypatch.setattr(stack, "_runs_in_place", never)
-    plain = run(model, team)
+    plain = run(model, team, formats)
     for given, expected in zip(fused, plain, strict=True):
         tolerance = 1e-5 if dtype == torch.float32 else 4e-2
         scale = expected.abs().max().item()
