@@ -53,11 +53,11 @@ class PageMemory:
 
     def _view(self, group: CacheGroup, dtype: torch.dtype, start: int, size: int) -> Tensor:
         """[pages, kv_heads, page_tokens, size] of this type, from `start` bytes into each page's first head on."""
-        element = dtype.itemsize
-        return self._memory.view(dtype).as_strided(
+        element, memory = dtype.itemsize, self._memory.view(dtype)
+        return memory.as_strided(
             (self.pages, group.layer.kv_heads, group.page_tokens, size),
             (self._layout.page_bytes // element, self._layout.head_bytes(group) // element, size, 1),
-            start // element,
+            memory.storage_offset() + start // element,
         )
 
     def _scales(self, group: CacheGroup, start: int) -> Tensor:
