@@ -71,7 +71,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     "qwen3-wide": _family("Qwen3", **_WIDE),
     "mistral-wide": _family("Mistral", sliding_window=WINDOW, **_WIDE),
     "llama-tied": _family("Llama", tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
-    "llama-dynamic": _family("Llama", max_position_embeddings=32, rope_parameters=_rope("dynamic", factor=2.0)),
+    "llama-dynamic": _family("Llama", max_position_embeddings=32, rope_parameters=_rope("dynamic", factor=8.0)),
     "llama-linear": _family("Llama", rope_parameters=_rope("linear", factor=3.0)),
     "llama-yarn": _family("Llama", rope_parameters=_rope("yarn", factor=4.0, original_max_position_embeddings=32)),
     "llama-llama3": _family(
