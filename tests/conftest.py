@@ -7,6 +7,8 @@ import os
 # Two test processes on two cores: a thread of torch that spins would take the other's. Read when torch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# The GPU's kernels run under Triton's interpreter, for which it must be told before anything (transformers) loads it.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 from hypothesis import settings
