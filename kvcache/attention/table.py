@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
+
+import torch
 
 from kvcache.attention.kernel import AttentionKernel, AttentionShape
 from kvcache.attention.reference import ReferenceKernel
@@ -18,6 +21,12 @@ def attention_kernels(team: Team | None) -> tuple[AttentionKernel, ...]:
         from kvcache.attention.processor import ProcessorKernel
 
         return ProcessorKernel(team), ReferenceKernel()
+    # Loaded only where there is a GPU; a CUDA build of torch brings Triton on Linux, not everywhere.
+    if torch.cuda.is_available() and find_spec("triton") is not None:
+        from kvcache.attention.triton_card import current_card
+        from kvcache.attention.triton_kernel import TritonKernel
+
+        return TritonKernel(current_card()), ReferenceKernel()
     return (ReferenceKernel(),)
 
 

@@ -5,16 +5,19 @@ The grid is pairwise: each case below meets both types; every two of the values 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
-from torch.nn import functional
 
 from kvcache.attention.kernel import AttentionKernel, AttentionShape
 from kvcache.attention.processor import ProcessorKernel
 from kvcache.attention.reference import ReferenceKernel
 from quant.cpu.team import Team
-from quant.kv_format import KVFormats, parse_kv_formats
+from quant.kv.table import CODECS
+from quant.kv_format import KV_FORMATS, KVFormats, parse_kv_formats
 from tests.fakes.attention_case import AttentionCase
+from tests.fakes.interpreted import FilledByReference, interpreted_kernel
 
 KERNELS: tuple[AttentionKernel, ...] = (ProcessorKernel(Team(2)),)
 # heads, kv heads, key size, value size
@@ -176,26 +179,85 @@ def test_long_contexts_equal_the_reference(
         assert_equals_the_reference(kernel, AttentionCase(shape, chunks, softcap, sinks))
 
 
-def test_the_reference_equals_dense_attention() -> None:
-    """One sequence in one chunk: the reference must be plain causal attention, which torch computes by itself."""
-    shape = shape_of((6, 2, 32, 32), 16, None, torch.float32)
-    case = AttentionCase(shape, ((0, 37),), seed=3)
-    seen: list[torch.Tensor] = []
+@dataclass(frozen=True)
+class Kind:
+    """What a layer may be asked for beside plain causal attention."""
 
-    class Spy(ReferenceKernel):
-        def write(self, key, value, pages, prepared) -> None:
-            assert value is not None
-            seen.extend((key, value))
-            super().write(key, value, pages, prepared)
+    window: int | None = None
+    chunked: bool = False
+    softcap: float | None = None
+    sinks: bool = False
+    latent: bool = False
 
-        def attend(self, query, pages, prepared, **options):
-            seen.append(query)
-            return super().attend(query, pages, prepared, **options)
 
-    found = case.run(Spy())
-    key, value, query = (part.transpose(0, 1)[None] for part in seen)
-    dense = functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
-    torch.testing.assert_close(found, dense[0].transpose(0, 1), rtol=1e-5, atol=1e-5)
+KINDS = {
+    "full": Kind(),
+    "sliding": Kind(window=20),
+    "chunked": Kind(window=20, chunked=True),
+    "softcap": Kind(softcap=2.0),
+    "sinks": Kind(sinks=True),
+    "latent": Kind(latent=True),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+every_format = pytest.mark.parametrize("formats", [*KV_FORMATS, "k=int8,v=fp8", "k=fp8,v=model"])
+
+
+@pytest.mark.parametrize("which", ["processor", "triton"])
+@every_format
+@every_kind
+def test_every_kernel_serves_every_format_and_kind(which: str, formats: str, kind: Kind) -> None:
+    """The whole grid, small: the Triton kernel runs under its interpreter."""
+    heads = (4, 1, 48, 32) if kind.latent else (4, 2, 32, 16)
+    shape = shape_of(
+        heads, 16, kind.window, torch.float32, chunked=kind.chunked, latent=kind.latent, formats=formats
+    )  # fmt: skip
+    case = AttentionCase(shape, ((0, 9), (70, 1), (33, 12)), kind.softcap, kind.sinks)
+    kernel = ProcessorKernel(Team(2)) if which == "processor" else FilledByReference(interpreted_kernel())
+    assert_equals_the_reference(kernel, case)
+
+
+class Recording(ReferenceKernel):
+    """The reference, which remembers the K, V and query of its last step as they came."""
+
+    def write(self, key, value, pages, prepared) -> None:
+        self.key, self.value = key, value
+        super().write(key, value, pages, prepared)
+
+    def attend(self, query, pages, prepared, **options):
+        self.query, self.sinks = query, options["sinks"]
+        return super().attend(query, pages, prepared, **options)
+
+
+@every_format
+@every_kind
+def test_the_reference_equals_dense_attention(formats: str, kind: Kind) -> None:
+    """One sequence in one chunk, on K and V that went through their codecs: plain products under a plain mask."""
+    heads = (6, 2, 40, 32) if kind.latent else (6, 2, 32, 32)
+    shape = shape_of(
+        heads, 16, kind.window, torch.float32, chunked=kind.chunked, latent=kind.latent, formats=formats
+    )  # fmt: skip
+    reference = Recording()
+    found = AttentionCase(shape, ((0, 37),), kind.softcap, kind.sinks, seed=3).run(reference)
+    key = stored(reference.key, shape.formats.key.name)
+    value = key[:, :, :32] if reference.value is None else stored(reference.value, shape.formats.value.name)
+    key, value = (x.repeat_interleave(3, 1).transpose(0, 1) for x in (key, value))
+    scores = reference.query.transpose(0, 1) @ key.transpose(1, 2) * heads[2] ** -0.5
+    if kind.softcap is not None:
+        scores = kind.softcap * (scores / kind.softcap).tanh()
+    at, seen = torch.arange(37)[:, None], torch.arange(37)[None, :]
+    visible = seen <= at
+    if kind.window is not None:
+        visible &= seen // kind.window == at // kind.window if kind.chunked else at - seen < kind.window
+    chances = scores.masked_fill(~visible, -torch.inf).exp()
+    total = chances.sum(-1, keepdim=True)
+    if kind.sinks:
+        total += reference.sinks[:, None, None].exp()
+    torch.testing.assert_close(found, (chances / total @ value).transpose(0, 1), rtol=1e-5, atol=1e-5)
+
+
+def stored(x: torch.Tensor, name: str) -> torch.Tensor:
+    """x as a page gives it back."""
+    return CODECS[name].decode(*CODECS[name].encode(x))
 
 
 def test_shapes_that_the_processor_kernel_leaves_to_the_reference() -> None:
