@@ -7,15 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from backend.accuracy.choose import choose
+from backend.accuracy.store import accuracy_key, default_store
 from backend.engine import Engine
 from backend.engine_settings import EngineSettings
-from backend.hardware.machine import read_machine
+from backend.hardware.machine import Machine, read_machine
 from backend.library.checks import check
 from backend.planner.decide import PAGE_TOKENS, decide
 from backend.planner.model_facts import ModelFacts
 from backend.planner.plan import Plan
 
 if TYPE_CHECKING:
+    from backend.surgery.model import ServedModel
     from quant.cpu.team import Team
 
 OnProgress = Callable[[str, int, int], None]
@@ -42,17 +45,68 @@ def plan_engine(settings: EngineSettings) -> Plan:
     Raises:
         ShardwiseError: a broken or unsupported model, a setting that cannot be obeyed, too little memory.
     """
-    return _planned(settings)[1]
+    return _planned(settings).plan
 
 
-def _planned(settings: EngineSettings) -> tuple[ModelFacts, Plan]:
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A Plan, what it was made of, and whether --kv-format auto has still to be measured."""
+
+    facts: ModelFacts
+    machine: Machine
+    plan: Plan
+    unmeasured: bool
+
+
+def _planned(settings: EngineSettings) -> _Planned:
     # Both load torch and transformers, which the modules that only name this one need not pay for.
     from backend.surgery.describe import describe
     from backend.surgery.load import read_config
 
     check(settings.files)
-    facts = describe(read_config(settings.files))
-    return facts, decide(settings, facts, read_machine())
+    facts, machine = describe(read_config(settings.files)), read_machine()
+    plan = decide(settings, facts, machine)
+    if settings.kv_format != "auto":
+        return _Planned(facts, machine, plan, unmeasured=False)
+    measured = default_store().read(accuracy_key(settings.files, plan.dtype, plan.ranks[0].device, machine))
+    if measured is None:
+        return _Planned(facts, machine, plan, unmeasured=True)
+    return _Planned(facts, machine, decide(settings, facts, machine, measured=choose(measured)), unmeasured=False)
+
+
+def load_served(settings: EngineSettings, plan: Plan, on_progress: OnProgress) -> tuple[ServedModel, Team | None]:
+    """The model on the plan's device with its kernels, and the threads that compute on a processor.
+
+    Raises:
+        ShardwiseError: a file that turns out broken while it is read.
+    """
+    import torch
+
+    from backend.surgery.load import load_model
+    from backend.surgery.pack import pack_model
+    from quant.weight_format import WEIGHT_FORMATS
+
+    dtype, device = getattr(torch, plan.dtype), torch.device(plan.ranks[0].device)
+    torch.set_num_threads(plan.threads)
+    on_progress("load", 0, settings.files.bytes)
+    model = load_model(
+        settings.files, dtype=dtype, device=device, on_progress=lambda done, total: on_progress("load", done, total)
+    )
+    on_progress("pack", 0, 0)
+    team = _team(plan)
+    return pack_model(model, WEIGHT_FORMATS[plan.weight_format], team), team
+
+
+def _measured(
+    settings: EngineSettings, planned: _Planned, model: ServedModel, team: Team | None, on_progress: OnProgress
+) -> Plan:
+    """The Plan with the formats that --kv-format auto takes of this model here; they are kept for later starts."""
+    from backend.accuracy.automatic import measure_for_start
+
+    contexts = measure_for_start(model, settings.files, team, lambda done, total: on_progress("measure", done, total))
+    plan = planned.plan
+    default_store().write(accuracy_key(settings.files, plan.dtype, plan.ranks[0].device, planned.machine), contexts)
+    return decide(settings, planned.facts, planned.machine, measured=choose(contexts))
 
 
 def compose_engine(settings: EngineSettings, on_progress: OnProgress) -> ComposedEngine:
@@ -62,31 +116,21 @@ def compose_engine(settings: EngineSettings, on_progress: OnProgress) -> Compose
         ShardwiseError: as `plan_engine`, and a file that turns out broken while it is read.
     """
     on_progress("read", 0, 0)
-    import torch
-
     from backend.runner import Runner
     from backend.scheduler import Scheduler
-    from backend.surgery.load import load_model
-    from backend.surgery.pack import pack_model
     from kvcache.cache_manager import CacheManager
     from kvcache.layout import build_layout
     from quant.kv_format import parse_kv_formats
-    from quant.weight_format import WEIGHT_FORMATS
 
-    facts, plan = _planned(settings)
-    dtype, device = getattr(torch, plan.dtype), torch.device(plan.ranks[0].device)
-    torch.set_num_threads(plan.threads)
-    on_progress("load", 0, settings.files.bytes)
-    model = load_model(
-        settings.files, dtype=dtype, device=device, on_progress=lambda done, total: on_progress("load", done, total)
-    )
-    on_progress("pack", 0, 0)
-    team = _team(plan)
-    model = pack_model(model, WEIGHT_FORMATS[plan.weight_format], team)
+    planned = _planned(settings)
+    facts, plan = planned.facts, planned.plan
+    model, team = load_served(settings, plan, on_progress)
+    if planned.unmeasured:
+        plan = _measured(settings, planned, model, team, on_progress)
     on_progress("warm up", 0, 0)
-    layout = build_layout(facts.layers, dtype.itemsize, PAGE_TOKENS, parse_kv_formats(plan.kv_format))
+    layout = build_layout(facts.layers, model.dtype.itemsize, PAGE_TOKENS, parse_kv_formats(plan.kv_format))
     runner = Runner(model, layout, plan.pages, team)
-    runner.warm_up(PROCESSOR_WARM_UP if device.type == "cpu" else plan.step_tokens)
+    runner.warm_up(PROCESSOR_WARM_UP if model.device.type == "cpu" else plan.step_tokens)
     scheduler = Scheduler(
         CacheManager(layout, plan.pages),
         max_context=plan.max_context,
@@ -100,7 +144,7 @@ def compose_engine(settings: EngineSettings, on_progress: OnProgress) -> Compose
         max_context=min(plan.max_context, scheduler.longest_sequence),
         vocabulary=facts.vocabulary,
         weights_bytes=(model.weights_bytes,),
-        devices=(str(device),),
+        devices=(str(model.device),),
     )
 
 
