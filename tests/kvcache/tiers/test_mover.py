@@ -162,7 +162,7 @@ def test_an_offload_reads_what_lay_there_before_its_batch_wrote(machine: Machine
     thread = threading.Thread(target=compute)
     thread.start()
     machine.mover.settle([1, 2, 3])  # pages that nothing copies do not wait
-    assert not wrote.is_set()
+    assert not wrote.wait(0.1)
     machine.lane.gate.set()
     thread.join(LONG)
     assert wrote.is_set()
