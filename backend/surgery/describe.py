@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from backend.planner.model_facts import ModelFacts
 from backend.surgery.build import build_for_trace
-from backend.surgery.latent_probe import as_latents
+from backend.surgery.latent_probe import LatentProbe
 from backend.surgery.refusal import unsupported
 from backend.surgery.rope import RopeLengths, replace_rope
 from backend.surgery.trace import Traced, trace
@@ -48,9 +51,10 @@ def trace_model(config: PreTrainedConfig) -> tuple[ModelFacts, Traced]:
     lengths = RopeLengths()
     replace_rope(model, config, lengths)
     traced = trace(model, lengths)
-    traced = replace(
-        traced, layers=tuple(as_latents(layer, model.get_submodule(layer.name)) for layer in traced.layers)
-    )
+    with _one_thread():
+        probe = LatentProbe()
+        layers = tuple(probe.as_latents(layer, model.get_submodule(layer.name)) for layer in traced.layers)
+    traced = replace(traced, layers=layers)
     text: Any = config.get_text_config()
     facts = ModelFacts(
         architecture=type(model).__name__,
@@ -64,6 +68,17 @@ def trace_model(config: PreTrainedConfig) -> tuple[ModelFacts, Traced]:
         native_dtype=str(config.dtype or "float32").removeprefix("torch."),
     )
     return facts, traced
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Products of a probe are done sooner than torch's threads have waited for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _refuse_state(config: PreTrainedConfig, model: PreTrainedModel) -> None:

@@ -53,27 +53,79 @@ class _SumContext:
         return torch.einsum("hts,shd->thd", scores, value.repeat_interleave(group, 1))
 
 
-def as_latents(layer: TracedLayer, module: nn.Module) -> TracedLayer:
-    """The layer as it is served from latents, where its module is one that LatentAttention equals; else unchanged.
+class LatentProbe:
+    """Asks the layers of one model; small random weights are drawn once for all of them."""
 
-    module: of a model whose parameters are on meta; it is not changed.
-    """
-    form = _form(layer, module)
-    if form is None:
-        return layer
-    cache = LayerCache(Keeps.LATENT, None, 1, form.rank + form.rope, form.rank)
-    return replace(layer, cache=cache, latent=form)
+    def __init__(self) -> None:
+        self._generator = torch.Generator().manual_seed(17)
+        self._drawn: dict[tuple[int, ...], Tensor] = {}
 
+    def as_latents(self, layer: TracedLayer, module: nn.Module) -> TracedLayer:
+        """The layer as it is served from latents, where its module is one that LatentAttention equals; else unchanged.
 
-def _form(layer: TracedLayer, module: nn.Module) -> LatentForm | None:
-    sizes = _sizes(layer, module)
-    if sizes is None or sizes.rope < 2 or sizes.rope % 2:
+        module: of a model whose parameters are on meta; it is not changed.
+        """
+        sizes = _sizes(layer, module)
+        form = None if sizes is None else self._form(module, sizes)
+        if form is None:
+            return layer
+        cache = LayerCache(Keeps.LATENT, None, 1, form.rank + form.rope, form.rank)
+        return replace(layer, cache=cache, latent=form)
+
+    @torch.no_grad()
+    def _form(self, module: nn.Module, sizes: LatentForm) -> LatentForm | None:
+        """The form under which the module, with small random layers in place of its own, does what ours does."""
+        hook.register()
+        small = self._small(module, sizes)
+        inputs = self._draw(1, _TOKENS, _HIDDEN)
+        angles = self._draw(1, _TOKENS, sizes.rope // 2)
+        for rotation in ROTATIONS:
+            form = replace(sizes, rotation=rotation)
+            found = _compare(small, form, inputs, angles)
+            if found is not None and found == _compare(small, form, inputs * 1000, angles):  # large values show clamps
+                return found
         return None
-    for rotation in ROTATIONS:
-        form = _same(module, replace(sizes, rotation=rotation))
-        if form is not None:
-            return form
-    return None
+
+    def _small(self, module: nn.Module, form: LatentForm) -> nn.Module:
+        """The module with few heads, a few hidden elements and random weights; its attention goes to our hook."""
+        probe: Any = copy.copy(module)
+        probe._modules = dict(module._modules)
+        config: Any = copy.deepcopy(module.config)
+        config._attn_implementation = hook.ATTENTION
+        probe.config = config
+        probe.slot = 0
+        queries = _HEADS * (form.nope + form.rope)
+        shapes = {
+            LATENT: (form.rank + form.rope, _HIDDEN),
+            EXPANSION: (_HEADS * (form.nope + form.value), form.rank),
+            OUTPUT: (_HIDDEN, _HEADS * form.value),
+            WHOLE_QUERY[0]: (queries, _HIDDEN),
+            LOW_RANK_QUERY[0]: (_HIDDEN, _HIDDEN),
+            LOW_RANK_QUERY[2]: (queries, _HIDDEN),
+            LATENT_NORM: (form.rank,),
+            LOW_RANK_QUERY[1]: (_HIDDEN,),
+        }
+        for name, child in module.named_children():
+            probe._modules[name] = self._like(child, shapes[name])
+        return probe
+
+    def _like(self, child: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+        """The child with random parameters, of which the first dimension is `shape`'s and a weight has all of it."""
+        small = copy.copy(child)
+        small._parameters = {
+            name: None
+            if parameter is None
+            else nn.Parameter(self._draw(*shape[: parameter.dim()]), requires_grad=False)
+            for name, parameter in child._parameters.items()
+        }
+        return small
+
+    def _draw(self, *shape: int) -> Tensor:
+        """Random numbers such that a product over the last dimension keeps its size."""
+        if shape not in self._drawn:
+            numbers = torch.randn(shape, generator=self._generator)
+            self._drawn[shape] = numbers / shape[-1] ** 0.5 if len(shape) == 2 else numbers
+        return self._drawn[shape]
 
 
 def _sizes(layer: TracedLayer, module: nn.Module) -> LatentForm | None:
@@ -81,93 +133,40 @@ def _sizes(layer: TracedLayer, module: nn.Module) -> LatentForm | None:
     children = dict(module.named_children())
     query = LOW_RANK_QUERY if LOW_RANK_QUERY[0] in children else WHOLE_QUERY
     expected = {*query, LATENT, LATENT_NORM, EXPANSION, OUTPUT}
-    if set(children) != expected or module._parameters or layer.cache.keeps is not Keeps.FULL:
+    if set(children) != expected or module._parameters or not hasattr(module, "config"):
+        return None
+    if layer.cache.keeps is not Keeps.FULL or layer.cache.kv_heads != layer.heads:
         return None
     linears: dict[str, Any] = {name: child for name, child in children.items() if type(child) is nn.Linear}
     if expected - set(linears) != {LATENT_NORM, *query[1:2]} or linears[EXPANSION].bias is not None:
-        return None
-    if layer.cache.kv_heads != layer.heads:
         return None
     rank = linears[EXPANSION].in_features
     rope = linears[LATENT].out_features - rank
     form = LatentForm(rank, rope, layer.cache.key_size - rope, layer.cache.value_size, "", 1.0)
     rows = layer.heads * (form.nope + form.value), layer.heads * layer.cache.key_size
     fits = (linears[EXPANSION].out_features, linears[query[-1]].out_features) == rows and form.nope > 0
-    return form if fits and linears[OUTPUT].in_features == layer.heads * form.value else None
+    fits = fits and linears[OUTPUT].in_features == layer.heads * form.value
+    return form if fits and form.rope >= 2 and form.rope % 2 == 0 else None
 
 
-@torch.no_grad()
-def _same(module: nn.Module, form: LatentForm) -> LatentForm | None:
-    """The form with the module's scaling, if with small random layers in place of its own it does what ours does.
-
-    `form.rotation` is the one to compare with.
-    """
-    hook.register()
-    generator = torch.Generator().manual_seed(17)
-    angles = torch.rand(1, _TOKENS, form.rope // 2, generator=generator) * 3
+def _compare(probe: nn.Module, form: LatentForm, x: Tensor, angles: Tensor) -> LatentForm | None:
+    """The form with the module's own scaling, if ours then does the same; `form.rotation` is to be compared with."""
     tables = ROTATIONS[form.rotation].tables(angles)
-    scaling: float | None = None
+    theirs, mine = _SumContext(form.value), _SumContext(form.rank)
     try:
-        probe = _small(module, form, generator)
-        for scale in (1.0, 1000.0):  # large values show clamps, far positions show scalings by position
-            x = torch.randn(1, _TOKENS, _HIDDEN, generator=generator) * scale
-            theirs, mine = _SumContext(form.value), _SumContext(form.rank)
-            given, weights = probe(
-                hidden_states=x,
-                position_embeddings=tables,
-                attention_mask=None,
-                position_ids=torch.arange(_TOKENS)[None] * 100_000,
-                past_key_values=None,
-                context=theirs,
-            )
-            scaling = theirs.scaling
-            if scaling is None or weights is not None or not theirs.plain:
-                return None
-            ours = LatentAttention(probe, 0, _HEADS, replace(form, scaling=scaling))
-            expected, _ = ours(x, position_embeddings=tables, context=mine)
-            if given.shape != expected.shape or not (given - expected).abs().max() <= 1e-4 * expected.abs().max():
-                return None
+        given, weights = probe(
+            hidden_states=x,
+            position_embeddings=tables,
+            attention_mask=None,
+            position_ids=torch.arange(_TOKENS)[None] * 100_000,  # far positions show scalings by position
+            past_key_values=None,
+            context=theirs,
+        )
+        if theirs.scaling is None or weights is not None or not theirs.plain:
+            return None
+        form = replace(form, scaling=theirs.scaling)
+        expected, _ = LatentAttention(probe, 0, _HEADS, form)(x, position_embeddings=tables, context=mine)
+        same = given.shape == expected.shape and (given - expected).abs().max() <= 1e-4 * expected.abs().max()
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError):
         return None  # one that asks for something else than we give
-    return None if scaling is None else replace(form, scaling=scaling)
-
-
-def _small(module: nn.Module, form: LatentForm, generator: torch.Generator) -> nn.Module:
-    """The module with few heads, a few hidden elements and random weights; its attention goes to our hook."""
-    probe: Any = copy.copy(module)
-    probe._modules = dict(module._modules)
-    config: Any = copy.deepcopy(module.config)
-    config._attn_implementation = hook.ATTENTION
-    probe.config = config
-    probe.slot = 0
-    queries = _HEADS * (form.nope + form.rope)
-    shapes = {
-        LATENT: (form.rank + form.rope, _HIDDEN),
-        EXPANSION: (_HEADS * (form.nope + form.value), form.rank),
-        OUTPUT: (_HIDDEN, _HEADS * form.value),
-        WHOLE_QUERY[0]: (queries, _HIDDEN),
-        LOW_RANK_QUERY[0]: (_HIDDEN, _HIDDEN),
-        LOW_RANK_QUERY[2]: (queries, _HIDDEN),
-    }
-    norms = {LATENT_NORM: form.rank, LOW_RANK_QUERY[1]: _HIDDEN}
-    for name, child in module.named_children():
-        if name in shapes:
-            probe._modules[name] = _random_linear(child, *shapes[name], generator)
-        else:
-            probe._modules[name] = _random_norm(child, norms[name], generator)
-    return probe
-
-
-def _random_linear(like: Any, rows: int, columns: int, generator: torch.Generator) -> nn.Linear:
-    linear = nn.Linear(columns, rows, bias=like.bias is not None, dtype=torch.float32)
-    for parameter in linear.parameters():
-        parameter.copy_(torch.randn(parameter.shape, generator=generator) / columns**0.5)
-    return linear
-
-
-def _random_norm(like: nn.Module, size: int, generator: torch.Generator) -> nn.Module:
-    norm = copy.copy(like)
-    norm._parameters = {
-        name: nn.Parameter(torch.randn(size, generator=generator), requires_grad=False) for name in like._parameters
-    }
-    return norm
+    return form if same else None

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers.models.deepseek_v3 import modeling_deepseek_v3
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
@@ -48,6 +49,16 @@ def test_families_are_served_from_latents(family: str, tmp_path: Path) -> None:
     model = load(family, tmp_path)
     assert len(latent_modules(model)) == len(model.facts.layers)
     assert {layer.keeps for layer in model.facts.layers} == {Keeps.LATENT}
+
+
+@pytest.mark.parametrize("family", ["Youtu", "AXK1"])
+def test_others_of_the_same_structure_are_recognised(family: str) -> None:
+    sizes: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    parts: dict[str, Any] = {"qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6, "head_dim": 4}
+    tokens: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+    kind = getattr(transformers, f"{family}Config")
+    facts = describe(kind(**sizes, **parts, **tokens, num_key_value_heads=4, q_lora_rank=16, kv_lora_rank=12))
+    assert set(facts.layers) == {LayerCache(Keeps.LATENT, None, 1, 12 + 4, 12)}
 
 
 class ScaledLatent(DeepseekV3Attention):
