@@ -229,13 +229,15 @@ class DiskTier:
     def _index(self) -> None:
         found = sorted(self._folder.scan(), key=lambda record: record.used)
         now = self._clock()
+        # Made beforehand: the engine asks and touches meanwhile.
+        records = OrderedDict(
+            (record.key, _Entry(record.bytes, now - TOUCH_SECONDS))
+            for record in found
+            if record.key not in self._rejected
+        )
+        size = sum(entry.bytes for entry in records.values())
         with self._guard:
-            self._records = OrderedDict(
-                (record.key, _Entry(record.bytes, now - TOUCH_SECONDS))
-                for record in found
-                if record.key not in self._rejected
-            )
-            self._bytes = sum(entry.bytes for entry in self._records.values())
+            self._records, self._bytes = records, size
             self._last_use = max(self._last_use, found[-1].used if found else 0)
 
     def _use(self) -> int:

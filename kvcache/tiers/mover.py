@@ -11,7 +11,6 @@ copy thread never waits for a disk, so neither does compute.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -19,13 +18,14 @@ import torch
 from torch import Tensor
 
 from kvcache.page_memory import PageMemory
+from kvcache.tiers.busy_clock import BusyClock
 from kvcache.tiers.copy_thread import Copy, CopyThread, Step
 from kvcache.tiers.disk import DiskTier
 from kvcache.tiers.disk_workers import DiskWorkers
 from kvcache.tiers.host import HostTier
 from kvcache.tiers.lane import Lane, lane_of
 from kvcache.tiers.ledger import Ledger
-from kvcache.tiers.staging import Staging
+from kvcache.tiers.staging import INCOMING_PAGES, OUTGOING_PAGES, Staging
 from kvcache.transfer import Tier, Transfer, TransferDone
 
 _log = logging.getLogger("shardwise.tiers")
@@ -141,11 +141,11 @@ class PageMover:
         """Has a disk worker write these bytes; `release` is called when they are no longer read."""
 
         def write() -> None:
-            begun = time.perf_counter()
-            stored = disk.store(transfer, page)
+            with disk.writing.work() as seconds:
+                stored = disk.store(transfer, page)
             release()
             if stored:
-                self._succeed(transfer, time.perf_counter() - begun)
+                self._succeed(transfer, seconds())
             else:
                 self._fail(transfer)
 
@@ -158,16 +158,16 @@ class PageMover:
             self._fail(transfer)
             return
         staged = disk.incoming.page(index)
-        begun = time.perf_counter()
-        if not disk.load(transfer, staged):
+        with disk.reading.work() as reading:
+            right = disk.load(transfer, staged)
+        if not right:
             disk.incoming.give(index)
             self._fail(transfer)
             return
-        read = time.perf_counter() - begun
 
-        def done(seconds: float) -> None:
+        def done(copying: float) -> None:
             disk.incoming.give(index)
-            self._succeed(transfer, read + seconds)
+            self._succeed(transfer, reading() + copying)
 
         copy = Copy(self._memory.page(transfer.target.index), staged, mark)
         self._copy(transfer, copy, done, lambda: disk.incoming.give(index))
@@ -184,7 +184,9 @@ class _DiskSide:
 
     def __init__(self, tier: DiskTier, page_bytes: int, device: torch.device) -> None:
         self._tier = tier
-        self.incoming, self.outgoing = Staging(page_bytes, device), Staging(page_bytes, device)
+        self.incoming = Staging(INCOMING_PAGES, page_bytes, device)
+        self.outgoing = Staging(OUTGOING_PAGES, page_bytes, device)
+        self.reading, self.writing = BusyClock(), BusyClock()
         self.workers = DiskWorkers(tier.tend)
 
     def store(self, transfer: Transfer, page: Tensor) -> bool:

@@ -9,16 +9,15 @@ from torch import Tensor
 
 from kvcache.tiers.host import HostTier
 
-STAGED_BYTES = 64 << 20
-MOST_PAGES = 64
-FEWEST_PAGES = 4
+# Pages that may wait to be written, so that a burst of stores is none that fails; and those that readers work ahead.
+OUTGOING_PAGES = 64
+INCOMING_PAGES = 16
 
 
 class Staging:
     """A bounded set of pages that are taken and given back, by any thread."""
 
-    def __init__(self, page_bytes: int, device: torch.device) -> None:
-        pages = min(MOST_PAGES, max(FEWEST_PAGES, STAGED_BYTES // page_bytes))
+    def __init__(self, pages: int, page_bytes: int, device: torch.device) -> None:
         self._pages = HostTier(pages, page_bytes, device)
         self._free = list(range(pages))
         self._change = threading.Condition()

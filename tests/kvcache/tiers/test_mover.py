@@ -21,7 +21,7 @@ from kvcache.tiers.lane import ProcessorLane
 from kvcache.tiers.mover import PageMover
 from kvcache.tiers.record import PageShape
 from kvcache.tiers.record_folder import RecordFolder
-from kvcache.tiers.staging import MOST_PAGES
+from kvcache.tiers.staging import OUTGOING_PAGES
 from kvcache.transfer import Place, Tier, Transfer, TransferDone
 
 CPU = torch.device("cpu")
@@ -234,13 +234,13 @@ def test_fetches_come_before_stores_that_wait(machine: Machine) -> None:
 
 def test_a_disk_far_behind_declines_stores_instead_of_holding_compute_back(machine: Machine) -> None:
     machine.folder.gate.clear()
-    orders = [machine.order(device(0), DISK, key=key) for key in range(MOST_PAGES + 3)]
+    orders = [machine.order(device(0), DISK, key=key) for key in range(OUTGOING_PAGES + 3)]
     machine.mover.begin(orders)
     machine.mover.settle([0])
     declined = machine.all_done(3)
     assert [one.succeeded for one in declined] == [False] * 3
     machine.folder.gate.set()
-    assert all(one.succeeded for one in machine.all_done(MOST_PAGES))
+    assert all(one.succeeded for one in machine.all_done(OUTGOING_PAGES))
     (again,) = machine.run(machine.order(device(0), DISK, key=250))
     assert again.succeeded
 
