@@ -34,14 +34,14 @@ class AttentionCase:
         pages = columns * len(self.chunks) + 1
         tables = torch.randperm(pages, generator=random)[: pages - 1].view(len(self.chunks), columns).int()
         tables[:, : self.shared] = tables[0, : self.shared]
-        memory = self._fresh_pages(pages)
-        sinks = torch.randn(shape.heads, generator=random) if self.sinks else None
+        memory = self.fresh_pages(pages)
+        sinks = torch.randn(shape.heads, generator=random).to(shape.device) if self.sinks else None
         answer = torch.empty(0)
         for ranges in self._steps():
-            step = self._step(ranges, tables)
+            step = self.step(ranges, tables)
             total = int(step.query_starts[-1])
             query, key, value = (
-                torch.randn(total, heads, size, generator=random).to(shape.dtype)
+                torch.randn(total, heads, size, generator=random).to(shape.device, shape.dtype)
                 for heads, size in (
                     (shape.heads, shape.key_size),
                     (shape.kv_heads, shape.key_size),
@@ -54,7 +54,7 @@ class AttentionCase:
                 answer = kernel.attend(
                     query, memory, prepared, scaling=shape.key_size**-0.5, softcap=self.softcap, sinks=sinks
                 )
-        return answer.float()
+        return answer.float().cpu()
 
     def _steps(self) -> list[list[tuple[int, int]]]:
         """The positions [begin, end) that each sequence computes, step by step: what is shared comes first."""
@@ -62,14 +62,14 @@ class AttentionCase:
         past, new = [(known, past) for past, _ in self.chunks], [(past, past + new) for past, new in self.chunks]
         return [[(0, known)] + [(0, 0)] * (len(past) - 1), past, new]
 
-    def _fresh_pages(self, pages: int) -> LayerPages:
+    def fresh_pages(self, pages: int) -> LayerPages:
         shape = self.shape
         blocks = [(shape.formats.key, shape.key_size)]
         if not shape.latent:
             blocks.append((shape.formats.value, shape.value_size))
         size = shape.page_tokens * sum(one.row_bytes(width, shape.dtype.itemsize) for one, width in blocks)
         # All bits set are a NaN in every type but int8.
-        memory = torch.full((pages, shape.kv_heads, size), 0xFF, dtype=torch.uint8)
+        memory = torch.full((pages, shape.kv_heads, size), 0xFF, dtype=torch.uint8, device=shape.device)
         keys, *values = self._views(memory, blocks)
         return LayerPages(keys[0], values[0][0] if values else None, keys[1], values[0][1] if values else None)
 
@@ -88,7 +88,7 @@ class AttentionCase:
             edge += size
         return views
 
-    def _step(self, ranges: list[tuple[int, int]], tables: Tensor) -> GroupStep:
+    def step(self, ranges: list[tuple[int, int]], tables: Tensor) -> GroupStep:
         """The step that computes positions [begin, end) of each sequence; pages behind the window are not in it."""
         size, window, chunked = self.shape.page_tokens, self.shape.window, self.shape.chunked
         kept = [(i, begin, end) for i, (begin, end) in enumerate(ranges) if end > begin]
@@ -98,12 +98,13 @@ class AttentionCase:
             shown[row, : tables.shape[1] - page] = tables[i, page:]
         slots = [int(tables[i, p // size]) * size + p % size for i, begin, end in kept for p in range(begin, end)]
         counts = torch.tensor([0, *(end - begin for _, begin, end in kept)])
+        device = self.shape.device
         return GroupStep(
-            query_starts=counts.cumsum(0).int(),
-            starts=torch.tensor([begin for _, begin, _ in kept], dtype=torch.int32),
-            tables=shown,
-            first_pages=torch.tensor(first, dtype=torch.int32),
-            slots=torch.tensor(slots, dtype=torch.int64),
+            query_starts=counts.cumsum(0).int().to(device),
+            starts=torch.tensor([begin for _, begin, _ in kept], dtype=torch.int32, device=device),
+            tables=shown.to(device),
+            first_pages=torch.tensor(first, dtype=torch.int32, device=device),
+            slots=torch.tensor(slots, dtype=torch.int64, device=device),
             max_query=int(counts.max()),
             max_length=max((end for _, _, end in kept), default=0),
         )
