@@ -13,8 +13,9 @@ from torch import Tensor
 
 from kvcache.attention import processor_words as at
 from kvcache.attention.kernel import AttentionShape, GroupStep, LayerPages
-from kvcache.attention.processor_items import PARTIAL_EXTRA, attend_item, scratch_sizes
+from kvcache.attention.processor_items import PARTIAL_EXTRA, attend_item
 from kvcache.attention.processor_merge import merge_item
+from kvcache.attention.processor_span import scratch_sizes
 from kvcache.attention.processor_work import SPAN, Work, plan_work
 from kvcache.attention.processor_write import write_item
 from quant.cpu.codes import FP8_CODES, INT8_CODES, PLAIN
@@ -70,7 +71,8 @@ class ProcessorKernel:
             and shape.heads % shape.kv_heads == 0
             and shape.key_size % 16 == 0
             and shape.value_size % 16 == 0
-            and shape.page_tokens % 16 == 0
+            and shape.page_tokens >= 16
+            and shape.page_tokens.bit_count() == 1
         )
 
     def prepare(self, step: GroupStep, shape: AttentionShape) -> Prepared:
@@ -129,7 +131,10 @@ class ProcessorKernel:
         words[at.KEYS : at.WINDOW] = (
             *_block(pages.keys), *_block(pages.values), *_block(pages.key_scales), *_block(pages.value_scales)
         )  # fmt: skip
-        words[at.WINDOW : at.NUMBERS] = shape.window or 0, shape.chunked, 0, self._scratch_for(shape).ctypes.data
+        words[at.WINDOW : at.NUMBERS] = (
+            shape.window or 0, shape.chunked, 0, self._scratch_for(shape).ctypes.data,
+            shape.page_tokens.bit_length() - 1, min(shape.page_tokens, SPAN),
+        )  # fmt: skip
         words[at.NUMBERS : at.NUMBERS + 1].view(numpy.float32)[:] = scaling, softcap
 
     def write_step(self, prepared: Prepared) -> StepWords:

@@ -18,13 +18,14 @@ VALUES, VALUE_PAGE, VALUE_HEAD = 15, 16, 17  # VALUES is 0 where keys are latent
 KEY_SCALES, KEY_SCALE_PAGE, KEY_SCALE_HEAD = 18, 19, 20
 VALUE_SCALES, VALUE_SCALE_PAGE, VALUE_SCALE_HEAD = 21, 22, 23
 WINDOW, CHUNKED, SINKS, SCRATCH = 24, 25, 26, 27
-NUMBERS = 28  # two float32: scaling and softcap (0 for none)
-STEP = 29
+PAGE_SHIFT, UNIT = 28, 29  # PAGE_TOKENS is 2 to the PAGE_SHIFT; UNIT is what of a span lies in one page
+NUMBERS = 30  # two float32: scaling and softcap (0 for none)
+STEP = 31
 
 # Attention: work items, and what their members are (see `processor_work`).
-WORK, MEMBERS, POSITIONS, TABLES, COLUMNS, PARTIALS = 29, 30, 31, 32, 33, 34
+WORK, MEMBERS, POSITIONS, TABLES, COLUMNS, PARTIALS = 31, 32, 33, 34, 35, 36
 # Writing.
-SLOTS, TOKENS, ITEMS = 29, 30, 31
+SLOTS, TOKENS, ITEMS = 31, 32, 33
 # Merging; and PARTIALS.
-MERGED, EDGES, PARTS = 29, 30, 31
-WORDS = 35
+MERGED, EDGES, PARTS = 31, 32, 33
+WORDS = 37

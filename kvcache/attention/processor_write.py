@@ -9,7 +9,7 @@ import numpy
 from numba import carray, cfunc, njit  # pyright: ignore[reportPrivateImportUsage]
 
 from kvcache.attention import processor_words as at
-from kvcache.attention.processor_items import CODE_ROW, SCRATCH_WORDS
+from kvcache.attention.processor_span import CODE_ROW, SCRATCH_WORDS
 from quant.cpu.codes import PLAIN
 from quant.cpu.memory import bytes_at, floats_at, halves_at
 from quant.cpu.quantize import quantize_row
