@@ -13,6 +13,7 @@ from app.keys import KeyStore, check_binding, default_key_store
 from app.listener import bind
 from app.logs import configure_logging, log_folder
 from app.rest.settings import RestSettings
+from app.secret import installation_secret
 from app.serve import ServerProcess, run_server, say
 from app.settings import ServerSettings
 from backend.chat_template import ChatRenderer
@@ -51,7 +52,8 @@ def serve_model(model: str, settings: ServerSettings) -> int:
         check_binding(listener.getsockname()[0], keys)
         files = find_model(model)
         engine_log = folder and folder / f"engine-{port}.log"
-        return run_server(lambda: compose_server(files, settings, listener, keys, engine_log))
+        secret = installation_secret()
+        return run_server(lambda: compose_server(files, settings, listener, keys, engine_log, cache_secret=secret))
 
 
 def compose_server(
@@ -61,8 +63,9 @@ def compose_server(
     keys: KeyStore,
     engine_log: Path | None,
     engine_command: Sequence[str] = ENGINE_COMMAND,
+    cache_secret: bytes = b"",
 ) -> ServerProcess:
-    """The server of one model, not running yet.
+    """The server of one model, not running yet. `cache_secret` signs pages on disk and separates those of API keys.
 
     Raises:
         KeyNeededError: other machines could reach it, and there is no key.
@@ -73,7 +76,8 @@ def compose_server(
         allowed_hosts=settings.allowed_hosts,
         allowed_origins=settings.allowed_origins,
     )
-    supervisor = EngineSupervisor(settings.engine(files), command=engine_command, log_file=engine_log)
+    engine = settings.engine(files, cache_secret)
+    supervisor = EngineSupervisor(engine, command=engine_command, log_file=engine_log)
     renderer = ChatRenderer()
 
     def build() -> ASGIApp:
@@ -81,7 +85,7 @@ def compose_server(
         from app.rest.served import served_engine
         from app.rest.server import create_app
 
-        return create_app({files.name: served_engine(supervisor, files, renderer)}, keys, rest)
+        return create_app({files.name: served_engine(supervisor, files, renderer)}, keys, rest, cache_secret)
 
     return ServerProcess(
         {files.name: supervisor},

@@ -84,17 +84,18 @@ class KeyStore:
         """All keys, oldest first."""
         return self._load()
 
-    def revoke(self, name: str) -> None:
-        """Removes a key; running servers refuse it from the next request on.
+    def revoke(self, name: str) -> KeyRecord:
+        """Removes a key, and says which; running servers refuse it from the next request on.
 
         Raises:
             ApiKeyError: there is none of that name.
         """
         records = self._load()
-        kept = tuple(each for each in records if each.name != name)
-        if len(kept) == len(records):
+        revoked = next((each for each in records if each.name == name), None)
+        if revoked is None:
             raise ApiKeyError(f"There is no key named {name!r}", hint="`shardwise keys list` shows the names.")
-        self._save(kept)
+        self._save(tuple(each for each in records if each is not revoked))
+        return revoked
 
     def in_use(self) -> bool:
         """Whether keys are asked for: one exists, or the file cannot be read, which locks rather than opens."""
@@ -102,12 +103,16 @@ class KeyStore:
         return records is None or len(records) > 0
 
     def allows(self, key: str) -> bool:
-        """Whether this is the text of a key. Takes as long for every key of the store."""
+        """Whether this is the text of a key."""
+        return self.id_of(key) is not None
+
+    def id_of(self, key: str) -> str | None:
+        """The id of the key that has this text, None where there is none. Takes as long for every key of the store."""
         if len(key) > _MAX_KEY:
-            return False
-        wanted, found = _hash(key), False
+            return None
+        wanted, found = _hash(key), None
         for record in self._current() or ():
-            found |= hmac.compare_digest(record.hash, wanted)
+            found = record.id if hmac.compare_digest(record.hash, wanted) else found
         return found
 
     def _current(self) -> tuple[KeyRecord, ...] | None:

@@ -23,11 +23,17 @@ from backend.engine_settings import EngineSettings
 from backend.errors import SettingError, ShardwiseError
 from backend.library.files import ModelFiles
 from backend.sizes import parse_size
+from quant.kv_format import parse_kv_formats
 
 
 def settings_file() -> Path:
     """Where settings may stand, as `name = value` lines of TOML."""
     return platformdirs.user_config_path("shardwise") / "settings.toml"
+
+
+def default_page_folder() -> Path:
+    """Where pages on disk lie unless cache_dir says otherwise."""
+    return platformdirs.user_cache_path("shardwise") / "pages"
 
 
 def _auto(value: Any) -> Any:
@@ -52,7 +58,24 @@ def _names(value: Any) -> Any:
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)]
 AutoCount = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_auto)]
+
+
+def _tier_size(value: Any) -> Any:
+    """A size that may be 0, for none of it."""
+    return 0 if value in ("0", 0) else _size(value)
+
+
+def _formats(value: Any) -> Any:
+    """Refuses what is no format of keys and values."""
+    if value != "auto":
+        parse_kv_formats(str(value))
+    return value
+
+
 AutoSize = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_size)]
+AutoTierSize = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_tier_size)]
+TierSize = Annotated[int, Field(ge=0), BeforeValidator(_tier_size)]
+FolderPath = Annotated[Path | None, BeforeValidator(_auto)]
 
 
 class ServerSettings(BaseSettings):
@@ -69,10 +92,23 @@ class ServerSettings(BaseSettings):
     tp: AutoCount = Field(None, description="GPUs that share each layer (tensor parallelism); auto or 1.")
     pp: AutoCount = Field(None, description="Stages that the layers are spread over; auto or 1.")
     weights: str = Field("model", description="Weight format; model keeps the one of the files.")
-    kv_format: str = Field("model", description="How keys and values are stored; model is the dtype.")
+    kv_format: Annotated[str, BeforeValidator(_formats)] = Field(
+        "model",
+        description="How keys and values are stored: model is the dtype, fp8 and int8 take half of bfloat16's bytes, "
+        "k=FORMAT,v=FORMAT chooses apart, auto takes the smallest that keeps this model's answers.",
+    )
     max_context: AutoCount = Field(None, description="Most tokens of one chat, prompt and answer together.")
     max_sequences: AutoCount = Field(None, description="Most requests that are computed at the same time.")
     kv_pool: AutoSize = Field(None, description="Memory for keys and values, such as 4GiB.")
+    host_cache: AutoTierSize = Field(
+        None, description="Host memory for pages that left the pool, such as 16GiB; 0 for none of it."
+    )
+    disk_cache: TierSize = Field(
+        0, description="Disk space for pages, which outlive the server there, such as 100GiB; 0 for none of it."
+    )
+    cache_dir: FolderPath = Field(
+        None, description="Folder of the pages on disk; auto is one in this user's cache folder."
+    )
     step_tokens: AutoCount = Field(None, description="Most tokens computed in one step.")
     threads: AutoCount = Field(None, description="Processor threads for computing on a CPU.")
     require_key: bool = Field(False, description="Refuse requests without an API key, on loopback too.")
@@ -82,9 +118,6 @@ class ServerSettings(BaseSettings):
         60.0, ge=0, le=86400, description="Seconds that running answers get to finish when the server stops."
     )
     experts: str = Field("auto", description="How experts are spread over GPUs; only auto in this version.")
-    host_cache: str | None = Field(None, description="Host memory for cached pages; not in this version.")
-    disk_cache: str | None = Field(None, description="Disk space for cached pages; not in this version.")
-    cache_dir: str | None = Field(None, description="Folder of the disk cache; not in this version.")
     fallback: str | None = Field(None, description="A second, smaller model; not in this version.")
 
     @classmethod
@@ -99,8 +132,12 @@ class ServerSettings(BaseSettings):
         file = TomlConfigSettingsSource(settings_cls, toml_file=settings_file())
         return init_settings, env_settings, file
 
-    def engine(self, files: ModelFiles) -> EngineSettings:
-        """What the engine that serves `files` has to know."""
+    def page_folder(self) -> Path:
+        """Where pages on disk lie."""
+        return self.cache_dir.expanduser().absolute() if self.cache_dir else default_page_folder()
+
+    def engine(self, files: ModelFiles, cache_secret: bytes = b"") -> EngineSettings:
+        """What the engine that serves `files` has to know; `cache_secret` is the installation's."""
         return EngineSettings(
             files=files,
             device=self.device,
@@ -110,6 +147,10 @@ class ServerSettings(BaseSettings):
             max_context=self.max_context,
             max_sequences=self.max_sequences,
             kv_pool=self.kv_pool,
+            host_cache=self.host_cache,
+            disk_cache=self.disk_cache,
+            cache_dir=str(self.page_folder()) if self.disk_cache else "",
+            cache_secret=cache_secret,
             step_tokens=self.step_tokens,
             threads=self.threads,
         )
@@ -119,11 +160,7 @@ AVAILABLE: dict[str, tuple[object, ...]] = {
     "tp": (None, 1),
     "pp": (None, 1),
     "weights": ("model",),
-    "kv_format": ("model",),
     "experts": ("auto",),
-    "host_cache": (None,),
-    "disk_cache": (None,),
-    "cache_dir": (None,),
     "fallback": (None,),
 }
 
@@ -149,7 +186,7 @@ def load_settings(**options: Any) -> ServerSettings:
             raise SettingError(
                 f"{option_of(name)} {value} is not available in this version",
                 f"It knows {' and '.join('auto' if known is None else str(known) for known in values)}."
-                if name not in ("host_cache", "disk_cache", "cache_dir", "fallback")
+                if name != "fallback"
                 else "",
                 f"Leave {option_of(name)} away.",
             )

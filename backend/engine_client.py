@@ -7,9 +7,10 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
-from backend.events import End, EngineStatistics, Token
+from backend.events import End, EngineStatistics, Start, Token
 from backend.planner.plan import Plan
 from backend.request import Request
+from kvcache.statistics import CacheMap
 
 EngineState = Literal["starting", "ready", "restarting", "draining", "failed"]
 
@@ -56,6 +57,10 @@ class EngineClient(Protocol):
         """The newest snapshot; counters go on over restarts of the engine."""
         ...
 
+    def cache_map(self) -> CacheMap | None:
+        """What the pages of the engine of this moment hold; None until it has told."""
+        ...
+
     @property
     def plan(self) -> Plan | None:
         """The Plan in force; None until the engine was first ready."""
@@ -68,9 +73,10 @@ class EngineClient(Protocol):
         """True once requests are served; False after `timeout` seconds or when the engine has failed."""
         ...
 
-    def generate(self, request: Request) -> AsyncIterator[Token | End]:
+    def generate(self, request: Request) -> AsyncIterator[Start | Token | End]:
         """Runs a request: its Tokens in order of index, each once, then exactly one End, also over engine restarts.
 
+        At most one Start comes, before the first Token: that of the first admission, whatever a replay finds cached.
         Closing the iterator early (`aclose`) cancels the request; its pages are free after the next step.
 
         Raises:

@@ -43,3 +43,8 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
     cache_secret: bytes = b""
     step_tokens: int | None = None
     threads: int | None = None
+
+    def __repr__(self) -> str:
+        """Without the secret: this ends up in logs and tracebacks."""
+        shown = (name for name in self.__struct_fields__ if name != "cache_secret")
+        return f"EngineSettings({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"

@@ -7,7 +7,7 @@ import time
 
 import msgspec
 
-from backend.events import End, EndReason, Token
+from backend.events import End, EndReason, Start, Token
 from backend.request import Request
 
 
@@ -34,10 +34,19 @@ class RunningRequest:
         self.progressed = False
         self._submitted = time.monotonic()
         self._output = list(request.prior)
-        self._events: asyncio.Queue[Token | End] = asyncio.Queue()
+        self._started = False
+        self._events: asyncio.Queue[Start | Token | End] = asyncio.Queue()
 
-    async def next_event(self) -> Token | End:
+    async def next_event(self) -> Start | Token | End:
         return await self._events.get()
+
+    def started(self, start: Start) -> None:
+        """Tells the reader of the first admission. Later ones are replays, which find their own tokens cached."""
+        if self._started:
+            return
+        self._started = True
+        cached = max(0, min(start.cached_tokens, len(self.request.prompt)))
+        self._events.put_nowait(Start(start.request, cached))
 
     def deliver(self, token: Token) -> bool:
         """Hands a token to the reader, each index once; False where it was delivered before.

@@ -21,7 +21,7 @@ from backend.engine_child import EngineChild
 from backend.engine_client import EngineState, EngineStatus, RankStatus
 from backend.engine_settings import EngineSettings
 from backend.errors import EngineUnavailableError, ShardwiseError
-from backend.events import End, EndReason, EngineStatistics, Token
+from backend.events import End, EndReason, EngineStatistics, Start, Token
 from backend.messages import Cancel, FromEngine, Progress, Ready, StartFailed, StepOutput, Submit
 from backend.planner.plan import Plan
 from backend.request import Request
@@ -29,7 +29,7 @@ from backend.revival import Death, RevivalPolicy, admissible, guilty, restart_de
 from backend.running_request import LostTokenError, RunningRequest
 from backend.start_stages import StartStages
 from backend.vital_signs import VitalLimits, VitalSigns
-from kvcache.statistics import CacheStatistics
+from kvcache.statistics import CacheMap, CacheStatistics
 
 ENGINE_COMMAND = (sys.executable, "-P", "-m", "backend.engine_process")
 COUNTERS = (
@@ -41,6 +41,24 @@ COUNTERS = (
     "scheduling_seconds",
     "nan_requests",
 )
+CACHE_COUNTERS = (
+    "lookup_tokens",
+    "hit_tokens",
+    "host_hit_tokens",
+    "disk_hit_tokens",
+    "evictions",
+    "host_evictions",
+    "disk_evictions",
+    "offloaded_pages",
+    "stored_pages",
+    "host_fetched_pages",
+    "disk_fetched_pages",
+    "declined_fetches",
+    "failed_transfers",
+    "rejected_records",
+)
+# What a dead engine's cache had room for; the next one has as much.
+CACHE_CAPACITIES = ("pages_total", "page_bytes", "host_pages_total", "disk_bytes_total")
 
 log = structlog.get_logger("shardwise.supervisor")
 
@@ -80,6 +98,7 @@ class EngineSupervisor:
         self._deaths: list[Death] = []
         self._restarts = 0
         self._statistics, self._earlier_statistics = EngineStatistics(), EngineStatistics()
+        self._cache_map: CacheMap | None = None
 
     @property
     def model(self) -> str:
@@ -115,8 +134,11 @@ class EngineSupervisor:
 
     def statistics(self) -> EngineStatistics:
         earlier, now = self._earlier_statistics, self._statistics
-        sums = {name: getattr(earlier, name) + getattr(now, name) for name in COUNTERS}
-        return msgspec.structs.replace(now, **sums)
+        cache = msgspec.structs.replace(now.cache, **_sums(earlier.cache, now.cache, CACHE_COUNTERS))
+        return msgspec.structs.replace(now, cache=cache, **_sums(earlier, now, COUNTERS))
+
+    def cache_map(self) -> CacheMap | None:
+        return self._cache_map
 
     async def wait_ready(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - the contract has it
         try:
@@ -127,7 +149,7 @@ class EngineSupervisor:
             return False
         return self._state == "ready" and not self._draining
 
-    async def generate(self, request: Request) -> AsyncGenerator[Token | End]:
+    async def generate(self, request: Request) -> AsyncGenerator[Start | Token | End]:
         """See `EngineClient.generate`."""
         if self._draining or self._failure is not None:
             raise self._unavailable()
@@ -252,6 +274,11 @@ class EngineSupervisor:
 
     def _receive_step(self, output: StepOutput) -> None:
         self._statistics = output.statistics
+        if output.cache_map is not None:
+            self._cache_map = output.cache_map
+        for start in output.starts:
+            if (admitted := self._running.get(start.request)) is not None:
+                admitted.started(start)
         for token in output.tokens:
             running = self._running.get(token.request)
             if running is not None and running.deliver(token):
@@ -280,8 +307,9 @@ class EngineSupervisor:
         self._deaths.append(Death(time.monotonic(), was_ready))
         now = self.statistics()
         self._earlier_statistics = now
-        cache = CacheStatistics(pages_total=now.cache.pages_total, page_bytes=now.cache.page_bytes)
+        cache = CacheStatistics(**{name: getattr(now.cache, name) for name in CACHE_CAPACITIES})
         self._statistics = EngineStatistics(waiting=len(self._running), cache=cache)
+        self._cache_map = None
         for running in tuple(self._running.values()):
             running.engine_died()
             if running.overdue:
@@ -343,6 +371,10 @@ class EngineSupervisor:
         """The deadline of a request that the engine does not have; one that it has, it ends itself."""
         if self._running.get(running.request.id) is running and not running.sent:
             self._end(running, End(running.request.id, "deadline"))
+
+
+def _sums(earlier: object, now: object, names: Sequence[str]) -> dict[str, float]:
+    return {name: getattr(earlier, name) + getattr(now, name) for name in names}
 
 
 def _describe_exit(status: int) -> str:

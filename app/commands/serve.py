@@ -12,7 +12,7 @@ from app.settings import ServerSettings, describe, load_settings, option_of
 def _option(name: str, metavar: str | None = None, hidden: bool = False) -> Any:
     """The option of a setting. None means not given: then the environment, the file and the default decide."""
     default = ServerSettings.model_fields[name].default
-    shown = "auto" if default is None else default or "none"
+    shown = "auto" if default is None else "none" if default in ((), "") else default
     return typer.Option(
         option_of(name),
         help=f"{describe(name)} [default: {shown}]",
@@ -33,10 +33,13 @@ def serve(
     tp: Annotated[str | None, _option("tp", "auto|1")] = None,
     pp: Annotated[str | None, _option("pp", "auto|1")] = None,
     weights: Annotated[str | None, _option("weights", "model")] = None,
-    kv_format: Annotated[str | None, _option("kv_format", "model")] = None,
+    kv_format: Annotated[str | None, _option("kv_format", "model|fp8|int8|k=F,v=F|auto")] = None,
     max_context: Annotated[str | None, _option("max_context", "auto|TOKENS")] = None,
     max_sequences: Annotated[str | None, _option("max_sequences", "auto|COUNT")] = None,
     kv_pool: Annotated[str | None, _option("kv_pool", "auto|SIZE")] = None,
+    host_cache: Annotated[str | None, _option("host_cache", "auto|SIZE")] = None,
+    disk_cache: Annotated[str | None, _option("disk_cache", "SIZE")] = None,
+    cache_dir: Annotated[str | None, _option("cache_dir", "auto|FOLDER")] = None,
     step_tokens: Annotated[str | None, _option("step_tokens", "auto|TOKENS")] = None,
     threads: Annotated[str | None, _option("threads", "auto|COUNT")] = None,
     drain_timeout: Annotated[str | None, _option("drain_timeout", "SECONDS")] = None,
@@ -46,9 +49,6 @@ def serve(
         bool | None, typer.Option("--require-key", help=describe("require_key"), show_default=False)
     ] = None,
     experts: Annotated[str | None, _option("experts", hidden=True)] = None,
-    host_cache: Annotated[str | None, _option("host_cache", hidden=True)] = None,
-    disk_cache: Annotated[str | None, _option("disk_cache", hidden=True)] = None,
-    cache_dir: Annotated[str | None, _option("cache_dir", hidden=True)] = None,
     fallback: Annotated[str | None, _option("fallback", hidden=True)] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print how it would be served, and stop.")] = False,
 ) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec import structs
 
 from app.rest.errors import ApiError
 from app.rest.schema import ChatRequest, CompletionRequest, Generation, TokenizeRequest
@@ -25,7 +27,8 @@ READY_SECONDS = 600.0
 class Admitted:
     """A request that may run: `requests` by choice index, and what the texts of the answers need.
 
-    `continues`: the answers go on from the prompt's text, rather than being turns of their own.
+    `continues`: the answers go on from the prompt's text, rather than being turns of their own. `copies`: how many
+    answers in a row each prompt has.
     """
 
     requests: tuple[Request, ...]
@@ -34,6 +37,12 @@ class Admitted:
     include_stop: bool
     skip_special_tokens: bool
     continues: bool
+    copies: int = 1
+
+    def of_client(self, salt: bytes, owner: bytes) -> Admitted:
+        """The same, sharing cached pages only with requests of this salt."""
+        requests = tuple(structs.replace(each, cache_salt=salt, owner=owner) for each in self.requests)
+        return replace(self, requests=requests)
 
 
 async def admit_chat(body: ChatRequest, served: ServedEngine, settings: RestSettings, request_id: str) -> Admitted:
@@ -165,6 +174,7 @@ def _admit(
         body.include_stop_str_in_output,
         body.skip_special_tokens,
         not isinstance(body, ChatRequest) or body.continue_final_message,
+        n,
     )
 
 

@@ -14,7 +14,7 @@ from app.rest.errors import ApiError
 from app.rest.metrics import ModelMetrics
 from app.rest.served import ServedEngine
 from backend.errors import EngineUnavailableError
-from backend.events import End, Token
+from backend.events import End, Start, Token
 from backend.request import Request
 from backend.stop_strings import StopStrings
 
@@ -37,10 +37,20 @@ class Answer:
     def __init__(self, admitted: Admitted, served: ServedEngine, metrics: ModelMetrics) -> None:
         self._admitted, self._served, self._metrics = admitted, served, metrics
         self.completion_tokens = 0
+        self._cached: dict[int, int] = {}
 
     @property
     def prompt_tokens(self) -> int:
         return self._admitted.prompt_tokens
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that no choice had to compute: of each prompt, what its least lucky choice found."""
+        return sum(self._cached.values())
+
+    def _started(self, index: int, start: Start) -> None:
+        prompt = index // self._admitted.copies
+        self._cached[prompt] = min(start.cached_tokens, self._cached.get(prompt, start.cached_tokens))
 
     def pieces(self) -> AsyncGenerator[Piece]:
         """The pieces of all choices as they come; each choice's last has a reason.
@@ -99,6 +109,8 @@ class Answer:
                             return
                         if piece.text or piece.token is not None:
                             yield piece
+                    elif isinstance(event, Start):
+                        self._started(index, event)
                     elif isinstance(event, End):
                         outcome = "error"
                         reason = _finish_reason(event)

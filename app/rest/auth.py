@@ -15,6 +15,7 @@ from app.rest.errors import ApiError, error_response
 from app.rest.settings import LOOPBACK_HOSTS, RestSettings
 
 _OPEN_PATH = b"/health"
+_KEY_ID = "shardwise.key_id"
 
 
 class DoorMiddleware:
@@ -79,7 +80,16 @@ class DoorMiddleware:
         if not self._locked:
             return True
         key = _presented_key(scope["headers"])
-        return key is not None and self._keys.allows(key)
+        found = None if key is None else self._keys.id_of(key)
+        if found is not None:
+            scope[_KEY_ID] = found
+        return found is not None
+
+
+def key_id(scope: Scope) -> str:
+    """The id of the API key that a request came with; empty where none was asked for."""
+    found = scope.get(_KEY_ID, "")
+    return found if isinstance(found, str) else ""
 
 
 def _no_key() -> ApiError:

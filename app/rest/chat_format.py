@@ -64,10 +64,10 @@ class ChatFormat:
             found += self._chunk({"index": piece.index, "delta": {}, "logprobs": None, "finish_reason": piece.reason})
         return found
 
-    def closing(self, prompt_tokens: int, completion_tokens: int) -> bytes:
+    def closing(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> bytes:
         if not self._usage:
             return b""
-        counts = _encode(usage_counts(prompt_tokens, completion_tokens))
+        counts = _encode(usage_counts(prompt_tokens, completion_tokens, cached_tokens))
         return self._head + b'],"usage":' + counts + b"}\n\n"
 
     def collect(self, piece: Piece) -> None:
@@ -77,7 +77,7 @@ class ChatFormat:
         if piece.reason is not None:
             self._reasons[piece.index] = piece.reason
 
-    def body(self, prompt_tokens: int, completion_tokens: int) -> bytes:
+    def body(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> bytes:
         choices = [
             {
                 "index": index,
@@ -94,7 +94,7 @@ class ChatFormat:
                 "created": self._created,
                 "model": self._model,
                 "choices": choices,
-                "usage": usage_counts(prompt_tokens, completion_tokens),
+                "usage": usage_counts(prompt_tokens, completion_tokens, cached_tokens),
             }
         )
 
@@ -108,10 +108,10 @@ class ChatFormat:
         return {"content": entries, "refusal": None} if self._logprobs else None
 
 
-def usage_counts(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+def usage_counts(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }

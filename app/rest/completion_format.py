@@ -53,10 +53,10 @@ class CompletionFormat:
         choice = b'{"index":%d,"text":%s,"logprobs":%s,"finish_reason":%s}'
         return self._head + choice % (piece.index, text, logprobs, reason) + self._tail
 
-    def closing(self, prompt_tokens: int, completion_tokens: int) -> bytes:
+    def closing(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> bytes:
         if not self._usage:
             return b""
-        counts = _encode(usage_counts(prompt_tokens, completion_tokens))
+        counts = _encode(usage_counts(prompt_tokens, completion_tokens, cached_tokens))
         return self._head + b'],"usage":' + counts + b"}\n\n"
 
     def collect(self, piece: Piece) -> None:
@@ -66,7 +66,7 @@ class CompletionFormat:
         if piece.reason is not None:
             self._reasons[piece.index] = piece.reason
 
-    def body(self, prompt_tokens: int, completion_tokens: int) -> bytes:
+    def body(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> bytes:
         choices: list[dict[str, Any]] = [
             {
                 "index": index,
@@ -83,6 +83,6 @@ class CompletionFormat:
                 "created": self._created,
                 "model": self._model,
                 "choices": choices,
-                "usage": usage_counts(prompt_tokens, completion_tokens),
+                "usage": usage_counts(prompt_tokens, completion_tokens, cached_tokens),
             }
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from app.rest.admission import Admitted
 from app.rest.answer import Answer
@@ -14,6 +14,7 @@ from app.rest.schema import Generation
 from app.rest.served import ServedEngine, ServedModels
 from app.rest.settings import RestSettings
 from app.rest.sse import AnswerResponse, Format, Places
+from backend.cache_identity import owner_tag, salt
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class RestContext:
     settings: RestSettings
     places: Places
     version: str
+    cache_secret: bytes = field(default=b"", repr=False)
 
     def respond(
         self,
@@ -34,8 +36,9 @@ class RestContext:
         admit: Callable[[ServedEngine, str], Awaitable[Admitted]],
         shape: Callable[..., Format],
         logprobs: bool,
+        client: str,
     ) -> AnswerResponse:
-        """The answer to a completion of either kind.
+        """The answer to a completion of either kind; `client` is the id of its API key, empty where it has none.
 
         Raises:
             ModelNotFoundError: no such model.
@@ -56,6 +59,11 @@ class RestContext:
         )
 
         async def start() -> Answer:
-            return Answer(await admit(served, request_id), served, metrics)
+            admitted = await admit(served, request_id)
+            return Answer(admitted.of_client(*self._cache_identity(client)), served, metrics)
 
         return AnswerResponse(start, format_, stream=bool(body.stream), places=self.places, count=choices)
+
+    def _cache_identity(self, client: str) -> tuple[bytes, bytes]:
+        """Salt and owner of a client's cached pages; those of clients without a key are nobody's."""
+        return salt(self.cache_secret, client), owner_tag(self.cache_secret, client) if client else b""

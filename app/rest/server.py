@@ -24,10 +24,15 @@ from app.rest.settings import RestSettings
 from app.rest.sse import Places
 
 
-def create_app(engines: Mapping[str, ServedEngine], keys: KeyStore, settings: RestSettings | None = None) -> FastAPI:
+def create_app(
+    engines: Mapping[str, ServedEngine],
+    keys: KeyStore,
+    settings: RestSettings | None = None,
+    cache_secret: bytes = b"",
+) -> FastAPI:
     """The endpoint over engines by model name, the main one first.
 
-    The engines are started, drained and stopped by the caller.
+    The engines are started, drained and stopped by the caller. `cache_secret` separates the cached pages of API keys.
     """
     settings = settings or RestSettings()
     app = FastAPI(
@@ -41,7 +46,7 @@ def create_app(engines: Mapping[str, ServedEngine], keys: KeyStore, settings: Re
     )
     models = ServedModels(engines)
     metrics = RestMetrics({name: served.engine for name, served in models})
-    context = RestContext(models, metrics, settings, Places(settings.active_answers), _version())
+    context = RestContext(models, metrics, settings, Places(settings.active_answers), _version(), cache_secret)
     for make in (chat_router, completions_router, models_router, tokenize_router, status_router):
         app.include_router(make(context))
     install(app)

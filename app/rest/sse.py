@@ -37,7 +37,7 @@ class Format(Protocol):
         """The event of one piece."""
         ...
 
-    def closing(self, prompt_tokens: int, completion_tokens: int) -> bytes:
+    def closing(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> bytes:
         """Events after the last piece, before [DONE]."""
         ...
 
@@ -45,7 +45,7 @@ class Format(Protocol):
         """Keeps a piece for `body`."""
         ...
 
-    def body(self, prompt_tokens: int, completion_tokens: int) -> bytes:
+    def body(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> bytes:
         """The whole answer as JSON."""
         ...
 
@@ -127,7 +127,7 @@ class AnswerResponse(Response):
         async with aclosing(answer.pieces()) as pieces:
             async for piece in pieces:
                 shape.collect(piece)
-        body = shape.body(answer.prompt_tokens, answer.completion_tokens)
+        body = shape.body(answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens)
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -145,7 +145,7 @@ class AnswerResponse(Response):
                         data = shape.opening() + data
                     if data:
                         await send({"type": "http.response.body", "body": data, "more_body": True})
-            last = shape.closing(answer.prompt_tokens, answer.completion_tokens) + DONE
+            last = shape.closing(answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens) + DONE
         except OSError:
             raise
         except Exception as error:

@@ -56,7 +56,10 @@ def test_serve_help_shows_each_setting_with_its_sentence_and_default() -> None:
     assert shown.exit_code == 0
     assert "Port to listen on; 0 takes a free one. [default: 8000]" in text
     assert "--kv-pool auto|SIZE" in text
-    assert "--host-cache" not in text
+    assert "--host-cache auto|SIZE" in text
+    assert "--disk-cache SIZE" in text
+    assert "0 for none of it. [default: 0]" in text
+    assert "--fallback" not in text
 
 
 def test_serving_help_imports_no_torch() -> None:
@@ -68,9 +71,9 @@ def test_serving_help_imports_no_torch() -> None:
 
 
 def test_a_users_mistake_ends_in_lines_and_a_status_without_a_traceback(tmp_path: Path) -> None:
-    finished = run("-m", "app", "serve", "starter", "--kv-format", "fp8", folder=tmp_path)
+    finished = run("-m", "app", "serve", "starter", "--kv-format", "fp4", folder=tmp_path)
     assert finished.returncode == 2
-    assert finished.stderr.splitlines()[0] == "--kv-format fp8 is not available in this version"
+    assert finished.stderr.splitlines()[0] == "--kv-format cannot be 'fp4'"
     assert len(finished.stderr.splitlines()) <= 3
     assert finished.stdout == ""
 

@@ -53,14 +53,33 @@ def test_the_engine_gets_what_was_asked() -> None:
     assert (engine.max_context, engine.threads) == (None, None)
 
 
+def test_tiers_and_formats_reach_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    files = ModelFiles(name="m", format="gguf", weights=("/w",), folder="/w", bytes=1)
+    plain = load_settings().engine(files)
+    assert (plain.host_cache, plain.disk_cache, plain.cache_dir, plain.kv_format) == (None, 0, "", "model")
+    none = load_settings(host_cache="0", disk_cache="0").engine(files)
+    assert (none.host_cache, none.disk_cache, none.cache_dir) == (0, 0, "")
+    given = load_settings(host_cache="1GiB", disk_cache="2GB", kv_format="k=int8,v=fp8").engine(files, b"s")
+    assert (given.host_cache, given.disk_cache, given.kv_format) == (1024**3, 2 * 10**9, "k=int8,v=fp8")
+    assert given.cache_dir == str(tmp_path / "cache" / "shardwise" / "pages")
+    assert given.cache_secret == b"s"
+    moved = load_settings(disk_cache="1MB", cache_dir=str(tmp_path / "here"), host_cache="auto", kv_format="auto")
+    assert moved.engine(files).cache_dir == str(tmp_path / "here")
+    assert (moved.host_cache, moved.kv_format) == (None, "auto")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"tp": "2"}, "--tp 2 is not available"),
         ({"pp": "3"}, "--pp 3 is not available"),
-        ({"kv_format": "fp8"}, "--kv-format fp8 is not available"),
+        ({"kv_format": "fp4"}, "--kv-format cannot be 'fp4'"),
+        ({"kv_format": "k=int8,k=fp8"}, "--kv-format cannot be"),
+        ({"disk_cache": "auto"}, "--disk-cache cannot be"),
+        ({"disk_cache": "-1"}, "--disk-cache cannot be '-1'"),
         ({"weights": "nf4"}, "--weights nf4 is not available"),
-        ({"host_cache": "4GiB"}, "--host-cache 4GiB is not available"),
+        ({"host_cache": "lots"}, "--host-cache cannot be 'lots'"),
         ({"fallback": "starter"}, "--fallback starter is not available"),
         ({"port": "70000"}, "--port cannot be '70000'"),
         ({"port": "http"}, "--port cannot be 'http'"),

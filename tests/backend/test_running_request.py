@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from backend.events import End, Token
+from backend.events import End, Start, Token
 from backend.request import Request, Sampling
 from backend.running_request import LostTokenError, RunningRequest
 
@@ -35,6 +35,15 @@ async def test_a_replay_carries_the_tokens_so_far_and_the_time_left() -> None:
     assert replay.timeout is not None
     assert 5.0 < replay.timeout < 9.99
     assert running().replay().timeout is None
+
+
+async def test_only_the_first_start_is_told_and_never_more_than_the_prompt() -> None:
+    one = running()
+    one.started(Start("a", 7))
+    one.deliver(Token("a", 0, 5))
+    one.started(Start("a", 1))
+    one.end(End("a", "stop"))
+    assert [await one.next_event() for _ in range(3)] == [Start("a", 1), Token("a", 0, 5), End("a", "stop")]
 
 
 def test_only_what_ran_without_a_token_is_suspect() -> None:

@@ -15,11 +15,13 @@ import pytest
 
 from backend.engine_settings import EngineSettings
 from backend.errors import EngineUnavailableError
-from backend.events import End, Token
+from backend.events import End, EngineStatistics, Start, Token
 from backend.library.files import ModelFiles
+from backend.messages import StepOutput
 from backend.request import Request, Sampling
 from backend.revival import RevivalPolicy
-from backend.supervisor import EngineSupervisor
+from backend.supervisor import CACHE_COUNTERS, EngineSupervisor
+from kvcache.statistics import CacheMap, CacheStatistics
 from tests.fakes.engine_options import EngineOptions, expected_answer
 
 SETTINGS = EngineSettings(files=ModelFiles(name="test", format="gguf", weights=("/w",), folder="/w", bytes=1))
@@ -54,17 +56,43 @@ def kill(supervisor: EngineSupervisor, how: signal.Signals = signal.SIGKILL) -> 
     os.kill(pid, how)
 
 
-async def collect(supervisor: EngineSupervisor, wanted: Request) -> list[Token | End]:
+async def collect(supervisor: EngineSupervisor, wanted: Request) -> list[Start | Token | End]:
     return [event async for event in supervisor.generate(wanted)]
 
 
-def check_answer(events: list[Token | End], prompt: tuple[int, ...], tokens: int) -> None:
+def check_answer(events: list[Start | Token | End], prompt: tuple[int, ...], tokens: int) -> None:
     """Each index once and in order, the fault-free tokens, one End."""
-    *answer, end = events
+    start, *answer, end = events
+    assert isinstance(start, Start)
     assert isinstance(end, End)
     assert end.reason == "length"
     assert [event.index for event in answer if isinstance(event, Token)] == list(range(tokens))
     assert [event.token for event in answer if isinstance(event, Token)] == expected_answer(prompt, tokens)
+
+
+async def test_counters_go_on_over_a_restart_and_gauges_do_not() -> None:
+    supervisor = EngineSupervisor(SETTINGS)
+    cache = CacheStatistics(pages_total=9, pages_used=4, hit_tokens=5, stored_pages=2, disk_fetch_rate=7.0)
+    step = StepOutput((), (), EngineStatistics(steps=3, cache=cache), cache_map=CacheMap(1, bytes(9)))
+    supervisor._receive(step)
+    assert supervisor.cache_map() == CacheMap(1, bytes(9))
+    supervisor._leave_ready()
+    died = supervisor.statistics().cache
+    assert (died.pages_total, died.pages_used, died.hit_tokens, died.disk_fetch_rate) == (9, 0, 5, 0.0)
+    assert supervisor.cache_map() is None
+    supervisor._receive(step)
+    again = supervisor.statistics()
+    assert (again.steps, again.cache.hit_tokens, again.cache.stored_pages) == (6, 10, 4)
+    assert (again.cache.pages_total, again.cache.pages_used, again.cache.disk_fetch_rate) == (9, 4, 7.0)
+
+
+def test_every_figure_of_the_cache_is_a_counter_or_is_known_not_to_be() -> None:
+    gauges = {name for name in CacheStatistics.__struct_fields__ if name not in CACHE_COUNTERS}
+    assert all(
+        name.endswith(("_rate", "_total", "_bytes", "_used")) or name.startswith(("pages_", "disk_pages"))
+        for name in gauges
+    )
+    assert set(CACHE_COUNTERS) < set(CacheStatistics.__struct_fields__)
 
 
 async def until(condition: Callable[[], bool], seconds: float) -> float:
@@ -191,6 +219,7 @@ async def test_requests_wait_while_the_engine_starts_and_deadlines_hold_meanwhil
 async def test_closing_the_iterator_cancels_in_the_engine() -> None:
     async with supervised() as supervisor:
         events = supervisor.generate(request(tokens=3000))
+        assert await anext(events) == Start("a", 0)
         assert isinstance(await anext(events), Token)
         await events.aclose()
         check_answer(await collect(supervisor, request("next", 20)), PROMPT, 20)

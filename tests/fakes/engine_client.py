@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from backend.engine_client import EngineState, EngineStatus, RankStatus, StageTime
 from backend.errors import EngineUnavailableError
-from backend.events import End, EngineStatistics, Token
+from backend.events import End, EngineStatistics, Start, Token
 from backend.planner.plan import Plan
 from backend.request import Request
-from kvcache.statistics import CacheStatistics
+from kvcache.statistics import CacheMap, CacheStatistics
 
 
 def repeat_prompt(request: Request, index: int) -> int:
@@ -40,6 +40,10 @@ class FakeEngine:
     ended: list[str] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
     generated: int = 0
+    remembers: bool = False
+    cache: CacheStatistics | None = None
+    map: CacheMap | None = None
+    seen: set[tuple[bytes, tuple[int, ...]]] = field(default_factory=set)
 
     def status(self) -> EngineStatus:
         ranks = (RankStatus(0, 4321, "cpu", self.state, 1000),)
@@ -49,13 +53,16 @@ class FakeEngine:
         return EngineStatistics(
             running=len(self.running),
             generation_tokens=self.generated,
-            cache=CacheStatistics(pages_total=100, pages_used=len(self.running)),
+            cache=self.cache or CacheStatistics(pages_total=100, pages_used=len(self.running)),
         )
+
+    def cache_map(self) -> CacheMap | None:
+        return self.map
 
     async def wait_ready(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 (the contract's)
         return self.state == "ready"
 
-    async def generate(self, request: Request) -> AsyncIterator[Token | End]:
+    async def generate(self, request: Request) -> AsyncIterator[Start | Token | End]:
         if self.state in ("draining", "failed"):
             raise EngineUnavailableError(f"The engine is {self.state}", self.error)
         if request.id in self.running:
@@ -72,10 +79,11 @@ class FakeEngine:
             if request.id not in self.ended:
                 self.cancelled.append(request.id)
 
-    async def _events(self, request: Request) -> AsyncIterator[Token | End]:
+    async def _events(self, request: Request) -> AsyncIterator[Start | Token | End]:
         if self.waiting is not None:
             await self.waiting.wait()
         await asyncio.sleep(self.first_delay)
+        yield Start(request.id, self._cached(request))
         sampling = request.sampling
         room = (self.max_context or 0) - len(request.prompt)
         for index in range(min(sampling.max_tokens, room)):
@@ -92,6 +100,13 @@ class FakeEngine:
                 yield End(request.id, "stop")
                 return
         yield End(request.id, "length")
+
+    def _cached(self, request: Request) -> int:
+        """All but the last token of a prompt that this salt has brought before."""
+        known = (request.cache_salt, request.prompt)
+        found = len(request.prompt) - 1 if self.remembers and known in self.seen else 0
+        self.seen.add(known)
+        return found
 
     async def start(self) -> None:
         self.state = "ready"

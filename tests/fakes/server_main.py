@@ -22,7 +22,7 @@ from app.logs import configure_logging
 from app.serve import ServerProcess, run_server, say
 from backend.engine_settings import EngineSettings
 from backend.errors import EngineUnavailableError
-from backend.events import End, Token
+from backend.events import End, Start, Token
 from backend.library.files import ModelFiles
 from backend.request import Request, Sampling
 from backend.supervisor import EngineSupervisor
@@ -53,7 +53,9 @@ def application(supervisor: EngineSupervisor) -> ASGIApp:
     return Starlette(routes=[Route("/health", health), Route("/answer", answer)])
 
 
-def _line(event: Token | End) -> str:
+def _line(event: Start | Token | End) -> str:
+    if isinstance(event, Start):
+        return ""
     return f"{event.token}\n" if isinstance(event, Token) else f"{event.reason}\n"
 
 

@@ -2,22 +2,32 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 import typer
+from tokenizers import Tokenizer, models
 from typer.testing import CliRunner
 
 from app.commands.doctor import as_lines, doctor
 from app.doctor.finding import Finding
 from app.doctor.hardware_findings import hardware_findings
+from app.doctor.kv_accuracy import as_table
 from app.doctor.place_findings import folder_finding, library_finding, port_finding
 from app.doctor.software_findings import ComputeReport, compute_findings, compute_report
+from backend.accuracy.messages import AccuracyRequest
+from backend.accuracy.process import measure_accuracy
+from backend.accuracy.report import AccuracyReport, ContextAccuracy, FormatAccuracy
+from backend.engine_settings import EngineSettings
+from backend.errors import ShardwiseError
 from backend.hardware.memory import Memory
 from backend.hardware.nvml import GpuHolder
 from backend.library.catalogue import InstalledModel
+from backend.library.files import ModelFiles
 from tests.fakes.machines import GIB, cpu_machine, gpu, gpu_machine
 
 REPORT = ComputeReport("2.13.0+cpu", None, False, 1e-3, 40.0)
@@ -148,3 +158,111 @@ def test_lines_show_the_fix_below_the_finding() -> None:
         "-> Choose another.",
         "ok       cpu   Fine.",
     ]
+
+
+REPORT_OF_FORMATS = AccuracyReport(
+    model="starter",
+    dtype="bfloat16",
+    device="cpu",
+    contexts=(
+        ContextAccuracy(
+            tokens=1512,
+            generated=32,
+            formats=(
+                FormatAccuracy(kv_format="model", token_bytes=23040, perplexity=24.78, change=0.0, divergence=0.0),
+                FormatAccuracy(
+                    kv_format="fp8", token_bytes=11880, perplexity=24.9, change=0.0038, divergence=5e-3,
+                    first_difference=8,
+                ),
+                FormatAccuracy(
+                    kv_format="k=model,v=int8", token_bytes=17460, perplexity=24.7, change=-0.0027, divergence=1.6e-3
+                ),
+            ),
+        ),
+    ),
+    chosen="k=model,v=int8",
+    reason="Because of its figures.",
+)  # fmt: skip
+
+
+def test_formats_are_shown_as_a_table_with_verdicts() -> None:
+    lines = [" ".join(line.split()) for line in as_table(REPORT_OF_FORMATS).splitlines()]
+    assert lines[2:] == [
+        "1,512 tokens, and 32 generated after them",
+        "format bytes/token perplexity change mean KLD first difference verdict",
+        "model 23,040 24.78 - - - the model's own",
+        "fp8 11,880 24.9 +0.38% 5.0e-03 token 9 fails",
+        "k=model,v=int8 17,460 24.7 -0.27% 1.6e-03 none passes",
+        "",
+        "--kv-format auto takes k=model,v=int8. Because of its figures.",
+    ]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random model and a tokenizer that counts characters."""
+    from tests.fakes.tiny_models import make_checkpoint
+
+    folder = tmp_path_factory.mktemp("tiny")
+    make_checkpoint("llama", folder)
+    tokenizer = Tokenizer(models.BPE(vocab={chr(32 + index): index for index in range(96)}, merges=[]))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_kv_formats_of_a_model_are_measured_in_a_process_of_its_own(
+    tiny: Path, own_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHARDWISE_DTYPE", "float32")
+    status, output = run_doctor("--kv", str(tiny), "--kv-context", "140", "--json")
+    report = json.loads(output)
+    assert status == 0
+    (context,) = report["contexts"]
+    assert (context["tokens"], context["generated"]) == (140, 32)
+    found = {one["kv_format"]: one for one in context["formats"]}
+    assert list(found) == ["model", "fp8", "int8", "k=model,v=fp8", "k=model,v=int8"]
+    assert found["model"]["divergence"] == 0 < found["int8"]["divergence"] < found["fp8"]["divergence"]
+    assert found["int8"]["token_bytes"] == 3 * 2 * 2 * (16 + 2)
+    assert report["chosen"] in found
+
+
+def test_a_context_that_cannot_be_measured_says_how_much_can(tiny: Path, own_folders: Path) -> None:
+    with pytest.raises(ShardwiseError, match="--kv-context 224 or less") as refused:
+        run_doctor("--kv", str(tiny), "--kv-context", "250")
+    assert refused.value.code == "bad_setting"
+    assert refused.value.exit_status == 2
+
+
+REQUEST = AccuracyRequest(
+    settings=EngineSettings(files=ModelFiles(name="m", format="gguf", weights=("/m",), folder="/m", bytes=1))
+)
+
+
+def test_a_measurement_that_dies_is_an_error_for_people() -> None:
+    dying = (sys.executable, "-c", "import sys; sys.stdin.read(); sys.exit('killed by the cold')")
+    with pytest.raises(ShardwiseError, match="status 1: killed by the cold"):
+        measure_accuracy(REQUEST, lambda stage, done, total: None, dying)
+    with pytest.raises(ShardwiseError, match="without an answer"):
+        measure_accuracy(REQUEST, lambda stage, done, total: None, (sys.executable, "-c", ""))
+
+
+def test_a_measurement_ends_with_whoever_asked(tmp_path: Path) -> None:
+    """Progress that raises stops the process, which would sleep for a minute."""
+    program = (
+        "import os, pathlib, sys, time; from backend.accuracy.messages import Measuring, send; "
+        f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid())); "
+        "send(sys.stdout.buffer, Measuring('load', 1, 2)); time.sleep(60)"
+    )
+
+    def stop(stage: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt(f"{stage} {done}/{total}")
+
+    with pytest.raises(KeyboardInterrupt, match="load 1/2"):
+        measure_accuracy(REQUEST, stop, (sys.executable, "-P", "-c", program))
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+
+
+def test_doctor_loads_no_torch_whatever_it_is_asked() -> None:
+    program = "import sys, app.commands.doctor, app.doctor.kv_accuracy; sys.exit('torch' in sys.modules)"
+    root = Path(__file__).parents[3]
+    assert subprocess.run((sys.executable, "-c", program), cwd=root, check=False).returncode == 0
