@@ -60,7 +60,8 @@ class Expansion(nn.Module):
         """Attended latents [T, heads, rank] as values [T, heads * value]."""
         rows = self._rows()[:, self._form.nope :]
         # The weight comes first, as it lies: transposed, a processor's product would copy all of it every time.
-        values = torch.bmm(rows, latents.transpose(0, 1).contiguous().transpose(1, 2))  # [heads, value, T]
+        latents = latents.transpose(0, 1).contiguous()
+        values = torch.bmm(rows, latents.transpose(1, 2))  # [heads, value, T]
         return values.flatten(0, 1).T.contiguous()
 
     def _rows(self) -> Tensor:
@@ -84,11 +85,13 @@ class LatentAttention(nn.Module):
         self, hidden_states: Tensor, *, position_embeddings: Any, context: AttentionContext, **unused: Any
     ) -> tuple[Tensor, None]:
         """hidden_states: [1, T, hidden] -> the same shape, and no weights."""
-        query = self._query(hidden_states, position_embeddings)
-        key = self._key(hidden_states, position_embeddings)
-        latents = context.attend(self.slot, query, key, None, scaling=self.form.scaling)
-        values = self._child(EXPANSION).to_values(latents)
+        values = self._child(EXPANSION).to_values(self._attend(hidden_states, position_embeddings, context))
         return self._child(OUTPUT)(values.unsqueeze(0)), None
+
+    def _attend(self, x: Tensor, tables: Any, context: AttentionContext) -> Tensor:
+        """[T, heads, rank]; nothing of queries outlives it, which are as large as what they become."""
+        query, key = self._query(x, tables), self._key(x, tables)
+        return context.attend(self.slot, query, key, None, scaling=self.form.scaling)
 
     def _query(self, x: Tensor, tables: Any) -> Tensor:
         """[T, heads, rank + rope]"""

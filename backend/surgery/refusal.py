@@ -12,5 +12,5 @@ def unsupported(config: PreTrainedConfig, why: str) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"Models of type {config.model_type} are not served yet.",
         f"What stands in the way: {why}.",
-        "Choose a model whose layers all use plain causal or sliding-window attention, such as Llama, Qwen or Mistral.",
+        "Choose a model whose layers see all tokens before them, a window or chunks, such as Llama, Qwen or Mistral.",
     )
