@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from app.rest.cache_metrics import cache_metrics
 from backend.engine_client import EngineClient
 from backend.events import EngineStatistics
 
@@ -82,13 +83,6 @@ class AnswerClock:
 _GAUGES: tuple[tuple[str, str, Callable[[EngineStatistics], float]], ...] = (
     ("vllm:num_requests_running", "Sequences in the running batch", lambda s: s.running),
     ("vllm:num_requests_waiting", "Sequences waiting for a place or for pages", lambda s: s.waiting),
-    (
-        "vllm:kv_cache_usage_perc",
-        "Share of the KV pages in use, 1 is full",
-        lambda s: s.cache.pages_used / s.cache.pages_total if s.cache.pages_total else 0.0,
-    ),
-    ("shardwise:kv_pages_total", "Pages in the pool", lambda s: s.cache.pages_total),
-    ("shardwise:kv_pages_used", "Pages in use", lambda s: s.cache.pages_used),
 )
 _COUNTERS: tuple[tuple[str, str, Callable[[EngineStatistics], float]], ...] = (
     ("vllm:prompt_tokens", "Prompt tokens computed", lambda s: s.prompt_tokens),
@@ -132,6 +126,7 @@ class RestMetrics(Collector):
             for model, snapshot in statistics.items():
                 counter.add_metric([model], float(read(snapshot)))
             yield counter
+        yield from cache_metrics({name: snapshot.cache for name, snapshot in statistics.items()})
         yield from self._own()
 
     def _own(self) -> Iterable[Metric]:

@@ -14,6 +14,7 @@ from app.rest.context import RestContext
 from app.rest.errors import install
 from app.rest.limits import LimitMiddleware
 from app.rest.metrics import RestMetrics
+from app.rest.routes.cache import cache_router
 from app.rest.routes.chat import chat_router
 from app.rest.routes.completions import completions_router
 from app.rest.routes.models import models_router
@@ -47,7 +48,7 @@ def create_app(
     models = ServedModels(engines)
     metrics = RestMetrics({name: served.engine for name, served in models})
     context = RestContext(models, metrics, settings, Places(settings.active_answers), _version(), cache_secret)
-    for make in (chat_router, completions_router, models_router, tokenize_router, status_router):
+    for make in (chat_router, completions_router, models_router, tokenize_router, status_router, cache_router):
         app.include_router(make(context))
     install(app)
     _guard(app, keys, settings)
