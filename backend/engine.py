@@ -9,6 +9,7 @@ import msgspec
 
 from backend.batch import Batch, Sampled
 from backend.errors import ShardwiseError
+from backend.events import End, Token
 from backend.executor import DeviceLostError, Executor
 from backend.messages import StepOutput
 from backend.request import Request
@@ -17,6 +18,9 @@ from kvcache.statistics import CacheMap
 
 MESSAGE_CHARACTERS = 300
 MAP_SECONDS = 0.5
+PATIENCE_SECONDS = 0.05
+# A batch with fewer tokens of prompts says little of how fast they are computed.
+PROMPT_TOKENS = 64
 
 
 class Engine:
@@ -50,21 +54,53 @@ class Engine:
     def step(self) -> StepOutput:
         """One step. A request that the executor cannot run ends with an error; DeviceLostError passes through."""
         began = self._clock()
-        batch = self._scheduler.schedule(began)
+        batch = self._schedule(began)
         scheduled = self._clock()
-        done, sampled = self._execute(batch) if batch.slices else (batch, [])
+        done, sampled = self._execute(batch) if batch.slices or batch.transfers else (batch, [])
         executed = self._clock()
+        self._observe(done, executed - scheduled)
         tokens, ends = self._scheduler.commit(done, sampled)
         ended = self._clock()
         self._step_seconds += ended - began
         self._scheduling_seconds += (scheduled - began) + (ended - executed)
+        return self._output(tokens, ends, ended)
+
+    def idle(self) -> StepOutput | None:
+        """While there is no work, about once a second: has pages put on disk that are only in memory.
+
+        None where nothing is to be told; else it likes to be called again soon.
+        """
+        done = self._executor.transfers_done()
+        self._scheduler.transfers_done(done)
+        batch = self._scheduler.idle()
+        if batch.transfers:
+            self._executor.execute(batch)
+        if not done and not self._scheduler.awaits_transfers:
+            return None
+        return self._output([], [], self._clock())
+
+    def _schedule(self, now: float) -> Batch:
+        """The next batch. Where everything awaits transfers, waits a little for one, so as not to spin."""
+        self._scheduler.transfers_done(self._executor.transfers_done())
+        batch = self._scheduler.schedule(now)
+        if not batch.slices and not batch.transfers and self._scheduler.awaits_transfers:
+            self._scheduler.transfers_done(self._executor.transfers_done(PATIENCE_SECONDS))
+        return batch
+
+    def _observe(self, batch: Batch, seconds: float) -> None:
+        """Measures how fast prompts are computed, where a batch is nearly all prompt."""
+        prompt = sum(len(part.tokens) for part in batch.slices if len(part.tokens) > 1)
+        if prompt >= PROMPT_TOKENS and prompt > 0.9 * batch.token_count:
+            self._scheduler.observe_compute(prompt, seconds)
+
+    def _output(self, tokens: list[Token], ends: list[End], now: float) -> StepOutput:
         statistics = msgspec.structs.replace(
             self._scheduler.statistics(),
             step_seconds=self._step_seconds,
             scheduling_seconds=self._scheduling_seconds,
         )
         starts = tuple(self._scheduler.take_starts())
-        return StepOutput(tuple(tokens), tuple(ends), statistics, starts, self._map(ended))
+        return StepOutput(tuple(tokens), tuple(ends), statistics, starts, self._map(now))
 
     def _map(self, now: float) -> CacheMap | None:
         """What the pages hold, if it has changed, at most twice a second."""
@@ -77,14 +113,17 @@ class Engine:
     def _execute(self, batch: Batch) -> tuple[Batch, list[Sampled | None]]:
         """Runs a Batch; where that raises, its halves, down to the sequences that fail alone, which end.
 
-        Running a slice again writes the same K and V to the same places, so what had been done does no harm.
+        Running a slice again writes the same K and V to the same places, so what had been done does no harm. Transfers
+        have begun by then, and are not ordered twice.
         Returns the part of the Batch that ran, and its results.
         """
         try:
             return batch, self._executor.execute(batch)
         except DeviceLostError:
             raise
-        except Exception as error:  # noqa: BLE001 - one request's failure must not end the others
+        except Exception as error:  # one request must not end the others
+            if not batch.slices:
+                raise
             if len(batch.slices) == 1:
                 self._scheduler.fail(batch.slices[0].sequence, _explanation(error))
                 return replace(batch, slices=()), []

@@ -128,9 +128,12 @@ class EngineChannel:
     def flush(self, seconds: float) -> None:
         self._outbox.flush(seconds)
 
-    def receive(self) -> ToEngine:
-        """The next message; blocks until there is one."""
-        return self._inbox.get()
+    def receive(self, seconds: float) -> ToEngine | None:
+        """The next message; waits so long for one, then says None."""
+        try:
+            return self._inbox.get(timeout=seconds)
+        except queue.Empty:
+            return None
 
     def receive_now(self) -> ToEngine | None:
         """The next message if one is here."""

@@ -27,6 +27,9 @@ from backend.request import Request
 
 PR_SET_PDEATHSIG = 1
 PROGRESS_SECONDS = 0.1
+# Without a message for so long, there is time to put cached pages on disk; and so long between parts of that.
+IDLE_SECONDS = 1.0
+TIDYING_SECONDS = 0.05
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -42,6 +45,8 @@ class SteppedEngine(Protocol):
     def cancel(self, request_id: str, /) -> None: ...
 
     def step(self) -> StepOutput: ...
+
+    def idle(self) -> StepOutput | None: ...
 
 
 class Composed(Protocol):
@@ -96,9 +101,12 @@ def run(peer: socket.socket, compose: Compose) -> None:
 
 
 def serve(engine: SteppedEngine, channel: EngineChannel) -> None:
-    """Steps while there is work, waits while there is none. Never returns."""
+    """Steps while there is work; waits while there is none, and lets the engine tidy up. Never returns."""
+    patience = IDLE_SECONDS
     while True:
-        message = channel.receive_now() if engine.has_work else channel.receive()
+        message = channel.receive_now() if engine.has_work else channel.receive(patience)
+        if message is None and not engine.has_work:
+            patience = _idle(engine, channel)
         while message is not None:
             _obey(engine, message)
             message = channel.receive_now()
@@ -107,6 +115,18 @@ def serve(engine: SteppedEngine, channel: EngineChannel) -> None:
             output = engine.step()
             channel.step_ends()
             channel.send(output)
+            patience = IDLE_SECONDS
+
+
+def _idle(engine: SteppedEngine, channel: EngineChannel) -> float:
+    """Gives the engine a moment without work: how long to wait before the next."""
+    channel.step_begins()
+    output = engine.idle()
+    channel.step_ends()
+    if output is None:
+        return IDLE_SECONDS
+    channel.send(output)
+    return TIDYING_SECONDS
 
 
 def _obey(engine: SteppedEngine, message: ToEngine) -> None:

@@ -3,18 +3,19 @@
 The one rule: each step gives each sequence a number of tokens under a budget. Running sequences that decode come first,
 then prompts in slices, then admission of waiting ones, each in order of (priority, arrival):
 
-    waiting --admit--> running --answer complete, cancelled, deadline, error--> finished
-       ^                  |
-       +----- preempt ----+      pages released, tokens kept; what is not cached then is computed again when admitted
+    waiting --admit--> (fetching) --> running --answer complete, cancelled, deadline, error--> finished
+       ^                   |             |
+       +--- fetch failed --+-- preempt --+   pages released, tokens kept; what is not cached then is computed again
 
 A sequence begins after the longest prefix that cached pages hold; one whose next pages an earlier one is computing lets
-it. The first running sequence can always take the pages of all later ones, and the pool holds any sequence alone, so
-each step moves it on and nothing starves.
+it. The first running sequence can always take the pages of all later ones, at once or when transfers that hold some are
+over, and the pool holds any sequence alone: so it moves on and nothing starves.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right, insort
+from collections.abc import Iterable
 from collections.abc import Sequence as Many
 from heapq import heappop, heappush
 
@@ -27,9 +28,11 @@ from backend.request import Request
 from backend.rope_class import rope_class
 from backend.sequence import Sequence, Status
 from backend.step_work import StepWork
-from kvcache.cache_manager import CacheManager, Hit
+from kvcache.cache_manager import CacheManager
+from kvcache.hit import Hit
 from kvcache.sequence_pages import SequencePages
 from kvcache.statistics import CacheMap
+from kvcache.transfer import TransferDone
 
 NOT_FINITE = "The model's logits were not finite (NaN or infinity), so no token could be chosen."
 
@@ -76,6 +79,7 @@ class Scheduler:
         self._by_number: dict[int, Sequence] = {}
         self._running: list[Sequence] = []  # in order of key, as is the next one
         self._waiting: list[Sequence] = []
+        self._fetching: list[Sequence] = []  # in order of admission
         self._deadlines: list[tuple[float, int]] = []  # heap of (deadline, number); finished ones leave late
         self._cancelled: list[int] = []
         self._prefills = Prefills(cache.span)
@@ -142,23 +146,49 @@ class Scheduler:
         """Whether a step would bring anything: a sequence to move on, or an end to report."""
         return bool(self._live or self._ends)
 
+    @property
+    def awaits_transfers(self) -> bool:
+        """Whether transfers run whose end may let an otherwise empty step do something."""
+        return self._cache.transfers_running > 0
+
+    def transfers_done(self, done: Iterable[TransferDone]) -> None:
+        """Takes in which transfers are over."""
+        for one in done:
+            self._cache.finish(one)
+
+    def observe_compute(self, tokens: int, seconds: float) -> None:
+        """So many prompt tokens were computed in this time."""
+        self._cache.observe_compute(tokens, seconds)
+
+    def idle(self) -> Batch:
+        """While there is no work: a batch of transfers that put cached pages on disk, or an empty one."""
+        self._cache.store_idle()
+        return Batch(self._steps, (), self._cache.take_transfers())
+
     def schedule(self, now: float) -> Batch:
-        """The next step's work, empty only where no sequence is left. Its spans hold until the next call."""
+        """The next step's work, without slices only where no sequence is left or all that are left await transfers.
+
+        Its spans hold until the next call.
+        """
         self._end_cancelled_and_late(now)
+        self._take_in_fetched()
         self._steps += 1
         work = StepWork(self._step_tokens)
-        preemptions = self._preemptions
+        preemptions, lacking = self._preemptions, False
         decodes = [sequence for sequence in self._running if sequence.remaining == 1]
         prefills = [sequence for sequence in self._running if sequence.remaining > 1]
         for sequence in (*decodes, *prefills):
             count = min(sequence.remaining, work.budget)
             # An earlier one of this loop may have preempted it.
-            if count > 0 and sequence.status is Status.RUNNING and self._make_room(sequence, count, work):
-                work.give(sequence, count)
+            if count > 0 and sequence.status is Status.RUNNING:
+                if self._make_room(sequence, count, work):
+                    work.give(sequence, count)
+                else:
+                    lacking = True
         # Whoever was preempted just now would come straight back into the pages that somebody else is about to need.
-        if self._waiting and self._preemptions == preemptions:
+        if self._waiting and not lacking and self._preemptions == preemptions:
             self._admit(work)
-        return work.batch(self._steps)
+        return work.batch(self._steps, self._cache.take_transfers())
 
     def commit(self, batch: Batch, sampled: Many[Sampled | None]) -> tuple[list[Token], list[End]]:
         """Takes in what a Batch, or the part of it that ran, brought: new tokens, and all ends since the last time."""
@@ -217,69 +247,112 @@ class Scheduler:
                 self._end(self._by_number[number], "deadline")
 
     def _make_room(self, sequence: Sequence, count: int, work: StepWork) -> bool:
-        """Pages for `count` more tokens of a running sequence, if need be from the last ones; False if it was one."""
+        """Pages for `count` more tokens of a running sequence, if need be from the last ones.
+
+        False if it was one of these, or if it must wait for the end of transfers that hold pages.
+        """
         self._cache.slide(sequence.pages, sequence.computed)
         while not self._cache.grow(sequence.pages, sequence.computed + count):
             victim = self._running[-1]
+            if victim is sequence and self._cache.pages_in_transfer:
+                return False
             self._preempt(victim, work)
             if victim is sequence:
                 return False
         return True
 
     def _preempt(self, sequence: Sequence, work: StepWork) -> None:
-        """Sends a running sequence back to wait. Its key puts it before all that arrived later."""
+        """Takes a running sequence's pages."""
         work.take_back(sequence)
         self._running.remove(sequence)
-        self._forget(sequence)
-        sequence.status = Status.WAITING
-        insort(self._waiting, sequence, key=_key)
+        self._wait(sequence)
         self._preemptions += 1
+
+    def _take_in_fetched(self) -> None:
+        """Lets run whose pages have arrived; where one has not, the sequence begins after what the device has."""
+        for sequence in [one for one in self._fetching if one.pages.fetching == 0]:
+            self._fetching.remove(sequence)
+            if sequence.pages.fetch_failed:
+                sequence.may_fetch = False
+                self._wait(sequence)
+            else:
+                self._run(sequence)
 
     def _admit(self, work: StepWork) -> None:
         """Starts waiting sequences in order, while budget, places and pages last.
 
         One is admitted when the pages of all its known tokens are there to be taken, beside those that running prompts
         will still take and one page per group and running sequence to grow into: otherwise it would soon be preempted
-        again. One that waits for a running one's pages lets those behind it pass.
+        again. One that waits for another's pages lets those behind it pass.
         """
         groups = len(self._cache.layout.groups)
-        promised = sum(self._pages_to_come(sequence) + groups for sequence in self._running)
+        admitted = [*self._running, *self._fetching]
+        promised = sum(self._pages_to_come(sequence) + groups for sequence in admitted)
+        places = self._max_sequences - len(admitted)
         passed = 0
-        while passed < len(self._waiting) and work.budget > 0 and len(self._running) < self._max_sequences:
+        while passed < len(self._waiting) and work.budget > 0 and places > 0:
             sequence = self._waiting[passed]
-            hit = self._hit(sequence)
+            hit = self._look_up(sequence)
             if hit is None:
                 passed += 1
                 continue
             needed = self._cache.most_pages(sequence.length + 1, self._step_tokens) - hit.held
-            if self._running and promised + needed > self._cache.available_pages:
+            alone = not self._running and not self._fetching
+            if not alone and promised + needed > self._cache.available_pages:
                 return
-            del self._waiting[passed]
-            self._start(sequence, hit, work)
+            if not self._start(sequence, hit, work):
+                if alone and not self._cache.pages_in_transfer:
+                    raise RuntimeError("the pool cannot hold a sequence alone that it was sized for")
+                return
             promised += self._pages_to_come(sequence) + groups
+            places -= 1
 
-    def _hit(self, sequence: Sequence) -> Hit | None:
-        """The prefix that a waiting sequence would begin after, or None while an earlier one is making it longer."""
+    def _look_up(self, sequence: Sequence) -> Hit | None:
+        """The prefix that a waiting sequence would begin after, or None while others are making it longer."""
         if self._prefills.ahead_of(sequence, sequence.prefix):
             return None
-        hit = self._cache.look_up(sequence.pages, sequence.length, sequence.tokens)
+        hit = self._cache.look_up(sequence.pages, sequence.length, sequence.tokens, fetch=sequence.may_fetch)
         sequence.prefix = hit.tokens
-        return None if self._prefills.ahead_of(sequence, hit.tokens) else hit
+        return None if hit.arriving or self._prefills.ahead_of(sequence, hit.tokens) else hit
 
-    def _start(self, sequence: Sequence, hit: Hit, work: StepWork) -> None:
-        """Lets a sequence run from the end of its hit on."""
-        self._cache.adopt(sequence.pages, hit, sequence.length)
-        sequence.computed = hit.tokens
+    def _start(self, sequence: Sequence, hit: Hit, work: StepWork) -> bool:
+        """Admits a waiting sequence, or changes nothing and says False where pages are lacking after all."""
+        if not self._cache.adopt(sequence.pages, hit):
+            return False
+        sequence.hit, sequence.computed = hit, hit.tokens
+        if hit.missing:
+            self._waiting.remove(sequence)
+            sequence.status = Status.FETCHING
+            self._fetching.append(sequence)
+            return True
         count = min(sequence.remaining, work.budget)
         if not self._cache.grow(sequence.pages, sequence.computed + count):
-            raise RuntimeError("the pool cannot hold a sequence alone that it was sized for")
+            self._forget(sequence)
+            return False
+        self._waiting.remove(sequence)
+        self._run(sequence)
+        work.give(sequence, count)
+        return True
+
+    def _run(self, sequence: Sequence) -> None:
+        """Lets a sequence run from the end of its hit on, all of which is there."""
         sequence.status = Status.RUNNING
         insort(self._running, sequence, key=_key)
         self._prefills.begin(sequence)
-        work.give(sequence, count)
+        cached = 0
+        if sequence.hit is not None:
+            self._cache.count_admission(sequence.length, sequence.hit)
+            cached = sequence.hit.tokens
+        sequence.may_fetch = True
         if not sequence.started:
             sequence.started = True
-            self._starts.append(Start(sequence.request.id, min(hit.tokens, len(sequence.request.prompt))))
+            self._starts.append(Start(sequence.request.id, min(cached, len(sequence.request.prompt))))
+
+    def _wait(self, sequence: Sequence) -> None:
+        """Sends a sequence back to wait. Its key puts it before all that arrived later."""
+        self._forget(sequence)
+        sequence.status = Status.WAITING
+        insort(self._waiting, sequence, key=_key)
 
     def _pages_to_come(self, sequence: Sequence) -> int:
         """Pages that a running sequence will still take until its known tokens are computed."""
@@ -294,8 +367,11 @@ class Scheduler:
         self._cache.release(sequence.pages)
         sequence.computed = 0
 
+    def _queue(self, status: Status) -> list[Sequence]:
+        return {Status.WAITING: self._waiting, Status.FETCHING: self._fetching, Status.RUNNING: self._running}[status]
+
     def _end(self, sequence: Sequence, reason: EndReason, message: str = "") -> None:
-        (self._running if sequence.status is Status.RUNNING else self._waiting).remove(sequence)
+        self._queue(sequence.status).remove(sequence)
         self._forget(sequence)
         sequence.status = Status.FINISHED
         del self._live[sequence.request.id], self._by_number[sequence.number]
@@ -305,7 +381,7 @@ class Scheduler:
         """A snapshot; times are the engine's to add."""
         return EngineStatistics(
             running=len(self._running),
-            waiting=len(self._waiting),
+            waiting=len(self._waiting) + len(self._fetching),
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
             preemptions=self._preemptions,
@@ -320,15 +396,18 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Raises AssertionError where queues, pages and progress do not fit together. Between steps only."""
-        self._cache.check_integrity(sequence.pages for sequence in self._running)
+        admitted = [*self._running, *self._fetching]
+        self._cache.check_integrity(sequence.pages for sequence in admitted)
         self._prefills.check_integrity()
-        for queue, status in ((self._running, Status.RUNNING), (self._waiting, Status.WAITING)):
+        for status in (Status.RUNNING, Status.WAITING, Status.FETCHING):
+            assert all(one.status is status for one in self._queue(status)), "a sequence stands in the wrong queue"
+        for queue in (self._running, self._waiting):
             assert [one.key for one in queue] == sorted(one.key for one in queue), "a queue is out of order"
-            assert all(one.status is status for one in queue), "a sequence stands in the wrong queue"
-        assert len(self._running) <= self._max_sequences, "more sequences run than may"
+        assert len(admitted) <= self._max_sequences, "more sequences run than may"
         assert all(not any(table.ids for table in one.tables) for one in self._waiting), "a waiting one has pages"
+        assert all(one.pages.fetching == 0 for one in self._running), "one runs whose pages have not arrived"
         assert all(0 <= one.computed < one.length for one in self._by_number.values()), "progress is out of range"
-        queued = {one.number for one in (*self._running, *self._waiting)}
+        queued = {one.number for one in (*admitted, *self._waiting)}
         assert queued == self._by_number.keys(), "a sequence is lost"
         assert len(self._live) == len(queued), "an id is lost"
 

@@ -7,14 +7,19 @@ from enum import Enum
 
 from backend.batch import PageSpan, SampleTask
 from backend.request import Request
+from kvcache.hit import Hit
 from kvcache.page_table import PageTable
 from kvcache.sequence_pages import SequencePages
 
 
 class Status(Enum):
-    """Where a sequence stands. A preempted one is WAITING again, with its tokens and without pages."""
+    """Where a sequence stands. A preempted one is WAITING again, with its tokens and without pages.
+
+    FETCHING: it has its place and its pages, and some of these are still on their way from lower tiers.
+    """
 
     WAITING = "waiting"
+    FETCHING = "fetching"
     RUNNING = "running"
     FINISHED = "finished"
 
@@ -31,6 +36,8 @@ class Sequence:
         output: the answer so far, `prior` included; only appended to.
         pages: its pages in the cache, and their keys.
         prefix: how many of its tokens cached pages held when it was last looked for, waiting.
+        hit: what it began after when it was last admitted, or will when that has been fetched.
+        may_fetch: whether lower tiers are asked for its pages; not after a fetch that failed.
         started: whether it has been admitted once.
         prefilled: whether its whole prompt has been computed once.
     """
@@ -38,7 +45,9 @@ class Sequence:
     __slots__ = (
         "computed",
         "deadline",
+        "hit",
         "key",
+        "may_fetch",
         "number",
         "output",
         "pages",
@@ -59,6 +68,8 @@ class Sequence:
         self.output = list(request.prior)
         self.pages = pages
         self.prefix = 0
+        self.hit: Hit | None = None
+        self.may_fetch = True
         self.started = False
         self.prefilled = False
         # Smaller runs first: priority, then arrival.

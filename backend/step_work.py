@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from backend.batch import Batch, Slice
 from backend.sequence import Sequence
+from kvcache.transfer import Transfer
 
 
 class StepWork:
@@ -21,8 +22,8 @@ class StepWork:
         """Without effect for a sequence that was given nothing."""
         self.budget += self._counts.pop(sequence, 0)
 
-    def batch(self, step: int) -> Batch:
-        return Batch(step, tuple(_slice(sequence, count) for sequence, count in self._counts.items()))
+    def batch(self, step: int, transfers: tuple[Transfer, ...]) -> Batch:
+        return Batch(step, tuple(_slice(sequence, count) for sequence, count in self._counts.items()), transfers)
 
 
 def _slice(sequence: Sequence, count: int) -> Slice:

@@ -1,23 +1,29 @@
 """CacheManager: gives sequences pages in all cache groups, takes them back, and lets equal prefixes share them.
 
-Who gets pages is not its choice.
+Who gets pages is not its choice. What evicted pages become, and where they come back from, is `lower_tiers`'s.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import replace
+from itertools import islice
 
+from kvcache.cache_counts import CacheCounts, describe
+from kvcache.fetch_choice import Copy, worth_fetching
+from kvcache.hit import Hit
 from kvcache.layout import CacheLayout
+from kvcache.lower_tiers import BUSY_STORES, IDLE_STORES, LOOKED_AT, SECOND_USE, LowerTiers
 from kvcache.page_key import KeyChain, root_of
 from kvcache.page_pool import PagePool
 from kvcache.page_table import PageTable
-from kvcache.prefix_hit import first_page_seen, longest_prefix
+from kvcache.prefix_hit import Either, first_page_seen, longest_prefix
 from kvcache.prefix_index import IndexedPage, PrefixIndex
 from kvcache.sequence_pages import SequencePages
 from kvcache.statistics import CacheMap, CacheStatistics
+from kvcache.transfer import DiskIndex, PageKey, Place, Tier, Transfer, TransferDone
 
 MAP_CELLS = 1024
 
@@ -25,18 +31,8 @@ MAP_CELLS = 1024
 TokenRange = Callable[[int, int], Many[int]]
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A prefix of `tokens` positions that cached pages hold, valid until the cache manager's next change.
-
-    `pages` has, per group, those that the next token can still see, the first of which is page `first` of the sequence.
-    `held` counts those that others hold already, in groups that keep every position.
-    """
-
-    tokens: int
-    first: tuple[int, ...]
-    pages: tuple[tuple[int, ...], ...]
-    held: int
+# Of so many fetches that were dearer than computing, one is made nevertheless: rates change.
+DECLINES_TO_TRY = 16
 
 
 class CacheManager:
@@ -45,15 +41,28 @@ class CacheManager:
     Only a call here changes tables and pool, so the page ids of a step stay valid until the caller's next call.
     """
 
-    def __init__(self, layout: CacheLayout, pages: int, *, namespace: bytes = b"") -> None:
-        """namespace: what all pages' bytes depend on beside tokens: weights, types, formats, kernels' order, RoPE."""
+    def __init__(
+        self,
+        layout: CacheLayout,
+        pages: int,
+        *,
+        namespace: bytes = b"",
+        host_pages: int = 0,
+        disk: DiskIndex | None = None,
+    ) -> None:
+        """namespace: what all pages' bytes depend on beside tokens: weights, types, formats, kernels' order, RoPE.
+
+        host_pages: slots of the host tier. disk: the disk tier, if there is one.
+        """
         self.layout = layout
         self._namespace = namespace
         self._pool = PagePool(pages)
         self._index = PrefixIndex()
         self._shape = self._empty_tables()
         self.span = max(group.page_tokens for group in layout.groups)
-        self._lookup_tokens = self._hit_tokens = self._evictions = 0
+        self._lower = LowerTiers(host_pages, disk)
+        self._fetches: dict[int, SequencePages] = {}
+        self._counts = CacheCounts()
 
     def _empty_tables(self) -> tuple[PageTable, ...]:
         return tuple(PageTable(group.page_tokens, group.window, group.chunked) for group in self.layout.groups)
@@ -69,7 +78,12 @@ class CacheManager:
     @property
     def available_pages(self) -> int:
         """Pages that `grow` can give: free ones, and cached ones, whose content it would lose."""
-        return self._pool.free + self._pool.cached
+        return self._pool.free + self._pool.evictable
+
+    @property
+    def pages_in_transfer(self) -> int:
+        """Device pages that transfers hold, and give back when they are over."""
+        return self._pool.pinned
 
     def most_pages(self, length: int, step_tokens: int) -> int:
         """Most pages held at once by a sequence that grows to `length`, at most `step_tokens` positions a step."""
@@ -79,43 +93,176 @@ class CacheManager:
         """Pages that `grow` to this length would take from the pool."""
         return sum(table.missing(length) for table in pages.tables)
 
-    def look_up(self, pages: SequencePages, length: int, tokens: TokenRange) -> Hit:
-        """The longest prefix of a sequence without pages that others have left; below `length`, its tokens' count."""
+    def look_up(self, pages: SequencePages, length: int, tokens: TokenRange, *, fetch: bool = True) -> Hit:
+        """The longest prefix of a sequence without pages that is kept; below `length`, the count of its tokens.
+
+        fetch: whether lower tiers are asked as well, where copying is cheaper than computing.
+        """
         self._extend(pages, length, tokens)
         groups, keys = self.layout.groups, pages.chain.keys
-        found = longest_prefix(groups, keys, length - 1, self._index)
-        first = tuple(first_page_seen(group, found) for group in groups)
-        hit = tuple(
-            tuple(self._page_of(key) for key in own[begin : found // group.page_tokens])
-            for group, own, begin in zip(groups, keys, first, strict=True)
-        )
-        held = sum(
-            self._pool.count(page) > 0
-            for group, own in zip(groups, hit, strict=True)
-            if group.window is None
-            for page in own
-        )
-        return Hit(found, first, hit, held)
+        on_device = longest_prefix(groups, keys, length - 1, self._index)
+        if not fetch or not self._lower.there:
+            return self._hit(pages, on_device, on_device)
+        anywhere = longest_prefix(groups, keys, length - 1, Either(self._index, self._lower))
+        if anywhere == on_device:
+            return self._hit(pages, on_device, on_device)
+        hit = self._hit(pages, anywhere, on_device)
+        if hit.arriving or self._is_worth_fetching(hit):
+            return hit
+        return replace(self._hit(pages, on_device, on_device), declined=True)
 
-    def _page_of(self, key: bytes) -> int:
+    def _hit(self, pages: SequencePages, length: int, on_device: int) -> Hit:
+        """The hit that ends at `length`."""
+        groups = self.layout.groups
+        first = tuple(first_page_seen(group, length) for group in groups)
+        found = tuple(
+            tuple(self._page_of(key) for key in own[begin : length // group.page_tokens])
+            for group, own, begin in zip(groups, pages.chain.keys, first, strict=True)
+        )
+        hit = Hit(
+            tokens=length,
+            first=first,
+            pages=found,
+            missing=sum(own.count(None) for own in found),
+            held=sum(
+                page is not None and self._pool.count(page) > 0
+                for group, own in zip(groups, found, strict=True)
+                if group.window is None
+                for page in own
+            ),
+            tokens_on_device=on_device,
+        )
+        if not hit.missing:
+            return hit
+        keys = [key for _, _, key in self._missing(pages, hit)]
+        on_disk = sum(self._lower.tier_of(key) is Tier.DISK for key in keys)
+        return replace(hit, missing_on_disk=on_disk, arriving=any(map(self._lower.is_arriving, keys)))
+
+    def _page_of(self, key: PageKey) -> int | None:
         entry = self._index.find(key)
-        if entry is None:
-            raise KeyError("a key that was just found is not indexed")
-        return entry.page
+        return None if entry is None else entry.page
 
-    def adopt(self, pages: SequencePages, hit: Hit, length: int) -> None:
-        """Gives a sequence of `length` tokens, which has no pages, those of a hit."""
-        self._lookup_tokens += length
-        self._hit_tokens += hit.tokens
-        for group, (table, first, ids) in enumerate(zip(pages.tables, hit.first, hit.pages, strict=True)):
+    def _missing(self, pages: SequencePages, hit: Hit) -> list[tuple[int, int, PageKey]]:
+        """(group, place in the hit's pages, key) of what the device does not hold."""
+        if not hit.missing:
+            return []
+        return [
+            (group, place, pages.chain.keys[group][hit.first[group] + place])
+            for group, own in enumerate(hit.pages)
+            for place, page in enumerate(own)
+            if page is None
+        ]
+
+    def _is_worth_fetching(self, hit: Hit) -> bool:
+        pages = {Tier.DISK: hit.missing_on_disk, Tier.HOST: hit.missing - hit.missing_on_disk}
+        copies = [
+            Copy(count * self.layout.page_bytes, self._lower.book.rate(tier, Tier.DEVICE))
+            for tier, count in pages.items()
+        ]
+        worth = worth_fetching(hit.tokens - hit.tokens_on_device, copies, self._counts.compute_rate)
+        return worth or self._counts.declined_fetches % DECLINES_TO_TRY == DECLINES_TO_TRY - 1
+
+    def adopt(self, pages: SequencePages, hit: Hit) -> bool:
+        """Gives a sequence, which has no pages, those of a hit, and orders what must be fetched.
+
+        False, and nothing changes, where there is no place for that. Until `pages.fetching` is 0 no batch may name the
+        sequence; if `fetch_failed` is set then, its pages must be released.
+        """
+        shared = [page for own in hit.pages for page in own if page is not None]
+        # Sharing takes cached pages out of what is available.
+        if hit.missing + sum(self._pool.count(page) == 0 for page in shared) > self.available_pages:
+            return False
+        for page in shared:
+            self._pool.share(page)
+            entry = self._index.of_page(page)
+            if entry is not None:
+                entry.uses += 1
+        fetched = self._fetch(pages, hit)
+        for group, (table, first, own) in enumerate(zip(pages.tables, hit.first, hit.pages, strict=True)):
             table.first = first
-            table.ids.extend(ids)
-            pages.offered[group] = first + len(ids)
-            for page in ids:
-                self._pool.share(page)
-                entry = self._index.of_page(page)
-                if entry is not None:
-                    entry.uses += 1
+            table.ids.extend(fetched[group, place] if page is None else page for place, page in enumerate(own))
+            pages.offered[group] = first + len(own)
+        self._counts.declined_fetches += hit.declined
+        return True
+
+    def _fetch(self, pages: SequencePages, hit: Hit) -> dict[tuple[int, int], int]:
+        """Device pages for all that is missing, by group and place, with orders to fill them."""
+        missing = self._missing(pages, hit)
+        # Before places are made: making them may evict from the host.
+        sources = [self._lower.hold(key) for _, _, key in missing]
+        taken = self._take(len(missing))
+        if taken is None:
+            raise RuntimeError("pages were counted as available and are not")
+        for (group, _, key), source, page in zip(missing, sources, taken, strict=True):
+            self._pool.pin(page)
+            self._fetches[self._lower.fetch(key, source, page, group, pages.owner)] = pages
+        pages.fetching, pages.fetch_failed = len(missing), False
+        return {(group, place): page for (group, place, _), page in zip(missing, taken, strict=True)}
+
+    def finish(self, done: TransferDone) -> None:
+        """Takes in the end of a transfer. Raises KeyError for one that does not run."""
+        transfer = self._lower.finish(done)
+        if transfer.target.tier is Tier.DEVICE:
+            self._arrive(transfer, done.succeeded)
+        elif transfer.source.tier is Tier.DEVICE and transfer.target.tier is Tier.DISK:
+            self._pool.unpin(transfer.source.index)
+
+    def _arrive(self, transfer: Transfer, succeeded: bool) -> None:
+        page, pages = transfer.target.index, self._fetches.pop(transfer.number)
+        pages.fetching -= 1
+        if succeeded:
+            # Somebody has wanted it again, or it would not have been fetched.
+            self._index_page(IndexedPage(transfer.key, page, transfer.group, transfer.owner, uses=SECOND_USE))
+        else:
+            pages.fetch_failed = True
+        self._pool.unpin(page)
+
+    def take_transfers(self) -> tuple[Transfer, ...]:
+        """The orders since the last call, for the batch that is about to run."""
+        self._lower.store_ahead()
+        if self._lower.host.total == 0:
+            self._store_ahead()
+        return self._lower.book.take()
+
+    def _store_ahead(self) -> None:
+        """Without a host tier, begins to store what the device will evict next."""
+        if self._lower.disk is None or self._pool.free > self._pool.total // 16:
+            return
+        room = min(BUSY_STORES, self._pool.total // 16) - self._lower.book.running_to(Tier.DISK)
+        oldest = self._entries(islice(self._pool.cached_pages(), LOOKED_AT))
+        self._store([entry for entry in oldest if entry.uses >= SECOND_USE], room)
+
+    def store_idle(self) -> None:
+        """While nothing runs: orders that the disk gets what it does not have, the newest first, a bounded number."""
+        if self._lower.disk is None:
+            return
+        newest = self._entries(self._pool.cached_pages(newest_first=True))
+        room = IDLE_STORES - self._lower.book.running_to(Tier.DISK)
+        self._store(list(islice((entry for entry in newest if self._lower.may_store(entry)), max(0, room))), room)
+        self._lower.store_idle()
+
+    def _entries(self, cached: Iterable[int]) -> Iterator[IndexedPage]:
+        return (entry for entry in map(self._index.of_page, cached) if entry is not None)
+
+    def _store(self, entries: list[IndexedPage], room: int) -> None:
+        for entry in entries:
+            if room > 0 and self._lower.may_store(entry):
+                self._pool.pin(entry.page)
+                self._lower.store_from_device(entry)
+                room -= 1
+
+    @property
+    def transfers_running(self) -> int:
+        """Ordered transfers that are not over."""
+        return self._lower.book.running
+
+    def count_admission(self, length: int, hit: Hit) -> None:
+        """A sequence of so many tokens begins to run after this hit, all of which is there now."""
+        self._counts.admit(length, hit)
+
+    def observe_compute(self, tokens: int, seconds: float) -> None:
+        """So many prompt tokens were computed in this time."""
+        self._counts.observe_compute(tokens, seconds)
 
     def offer(self, pages: SequencePages, length: int, tokens: TokenRange) -> None:
         """Lets others share the full pages below `length`, whose positions are computed and accepted."""
@@ -146,6 +293,7 @@ class CacheManager:
                 if entry is not None:
                     self._index.drop(entry.page)
                     self._pool.forget(entry.page)
+                self._lower.forget(key)
 
     def grow(self, pages: SequencePages, length: int) -> bool:
         """Gives every position below `length` a page in all groups, or changes nothing and says False."""
@@ -167,8 +315,8 @@ class CacheManager:
         if count > self.available_pages:
             return None
         for page in self._pool.evict(max(0, count - self._pool.free)):
-            self._evictions += 1
-            self._index.drop(page)
+            self._counts.evictions += 1
+            self._lower.offload(self._index.drop(page))
         return self._pool.take(count)
 
     def slide(self, pages: SequencePages, position: int) -> None:
@@ -210,17 +358,8 @@ class CacheManager:
             self._pool.touch(entry.page)
 
     def statistics(self) -> CacheStatistics:
-        return CacheStatistics(
-            pages_total=self._pool.total,
-            pages_used=self._pool.used,
-            pages_free=self._pool.free,
-            pages_shared=self._pool.shared,
-            pages_cached=self._pool.cached,
-            page_bytes=self.layout.page_bytes,
-            lookup_tokens=self._lookup_tokens,
-            hit_tokens=self._hit_tokens,
-            evictions=self._evictions,
-        )
+        """All but what only the disk tier knows."""
+        return describe(self._pool, self._lower, self._counts, self.layout.page_bytes)
 
     def map(self) -> CacheMap:
         """What the pages hold now; linear in the pool, so for a few times a second."""
@@ -235,5 +374,17 @@ class CacheManager:
         held = Counter(page for pages in handles for table in pages.tables for page in table.ids)
         for page in range(self._pool.total):
             assert self._pool.count(page) == held[page], f"page {page} is lost or shared by mistake"
+        self._lower.check_integrity()
+        pinned = sorted(place.index for one in self._lower.book for place in _held_by(one))
+        assert pinned == self._pool.pinned_pages(), "pages are pinned for nobody"
+        fetches = {one.number for one in self._lower.book if one.target.tier is Tier.DEVICE}
+        assert fetches == self._fetches.keys(), "a fetch is nobody's"
         kept = sum(self._pool.is_kept(page) for page in range(self._pool.total))
         assert kept == len(self._index), "pages are kept that no key leads to"
+
+
+def _held_by(transfer: Transfer) -> list[Place]:
+    """The device page that stays as it is until this transfer is over; what is offloaded to the host does not."""
+    if transfer.target.tier is Tier.HOST:
+        return []
+    return [place for place in (transfer.source, transfer.target) if place.tier is Tier.DEVICE]

@@ -16,6 +16,16 @@ class KeySet(Protocol):
     def __contains__(self, key: PageKey, /) -> bool: ...
 
 
+class Either:
+    """The keys of two sets."""
+
+    def __init__(self, first: KeySet, second: KeySet) -> None:
+        self._first, self._second = first, second
+
+    def __contains__(self, key: PageKey) -> bool:
+        return key in self._first or key in self._second
+
+
 def first_page_seen(group: CacheGroup, position: int) -> int:
     """The first page of the group that the token at `position` can see."""
     return oldest_seen(position, group.window, group.chunked) // group.page_tokens

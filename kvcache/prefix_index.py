@@ -11,7 +11,8 @@ from kvcache.transfer import PageKey
 class IndexedPage:
     """A page whose content is known, of this cache group and owner (as in Transfer).
 
-    `uses` counts the sequences that wanted it, the one that made it included.
+    `uses` counts the sequences that wanted it, the one that made it included; `stored`: the disk was
+    given it once, and is not again, whatever it has made of it.
     """
 
     key: PageKey
@@ -19,6 +20,7 @@ class IndexedPage:
     group: int
     owner: bytes
     uses: int = 1
+    stored: bool = False
 
 
 class PrefixIndex:

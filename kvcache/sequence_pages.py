@@ -13,14 +13,17 @@ class SequencePages:
 
     `offered` counts, per group, the pages from the first position on that have been offered to the index (or came from
     it): they are full, their tokens are accepted, and nobody writes them again. `owner` is as in Transfer.
+    `fetching` counts the pages that are still on their way from lower tiers; `fetch_failed`: one did not arrive.
     """
 
-    __slots__ = ("chain", "offered", "owner", "tables")
+    __slots__ = ("chain", "fetch_failed", "fetching", "offered", "owner", "tables")
 
     def __init__(self, tables: tuple[PageTable, ...], chain: KeyChain, owner: bytes) -> None:
         self.tables = tables
         self.chain = chain
         self.owner = owner
+        self.fetching = 0
+        self.fetch_failed = False
         self.offered = [0] * len(tables)
 
     def newest_first(self) -> Iterator[tuple[int, int]]:

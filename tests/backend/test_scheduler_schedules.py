@@ -23,6 +23,7 @@ from kvcache.layout import CacheLayout, Keeps, LayerCache, build_layout
 from kvcache.page_key import root_of
 from kvcache.page_pool import PagePool
 from tests.fakes.executor import VOCABULARY, PagedExecutor, alone
+from tests.fakes.tiers import FakeDisk, FakeTiers
 
 MAX_CONTEXT = 40
 POISON = VOCABULARY  # a prompt token that no answer contains: a batch with it makes a failing executor raise
@@ -58,6 +59,10 @@ class Limits:
     step_tokens: int
     recompute_lengths: tuple[int, ...]
     scaled_past: int | None = None
+    host_pages: int = 0
+    disk_pages: int | None = None
+    seed: int = 0
+    failures: float = 0.0
 
 
 limits = st.builds(
@@ -68,6 +73,10 @@ limits = st.builds(
     step_tokens=st.integers(1, 24),
     recompute_lengths=st.lists(st.integers(2, MAX_CONTEXT), max_size=2, unique=True).map(tuple),
     scaled_past=st.none() | st.none() | st.integers(1, MAX_CONTEXT),
+    host_pages=st.just(0) | st.integers(1, 24),
+    disk_pages=st.none() | st.integers(1, 200),
+    seed=st.integers(0, 1000),
+    failures=st.sampled_from([0.0, 0.0, 0.1, 0.5]),
 )
 
 
@@ -137,9 +146,11 @@ class World:
     def __init__(self, layout: CacheLayout, how: Limits) -> None:
         self.layout, self.how, self.now, self.failing = layout, how, 0.0, False
         pages = CacheManager(layout, 1).most_pages(how.fits, how.step_tokens) + how.spare
-        self.executor = PagedExecutor(layout, pages, how.recompute_lengths, self._refuse, how.scaled_past)
+        disk = None if how.disk_pages is None else FakeDisk(how.disk_pages)
+        tiers = FakeTiers(how.host_pages, disk, how.seed, how.failures)
+        self.executor = PagedExecutor(layout, pages, how.recompute_lengths, self._refuse, how.scaled_past, tiers)
         self.scheduler = Scheduler(
-            CacheManager(layout, pages),
+            CacheManager(layout, pages, host_pages=how.host_pages, disk=disk),
             max_context=MAX_CONTEXT,
             max_sequences=how.max_sequences,
             step_tokens=how.step_tokens,
@@ -169,7 +180,8 @@ class World:
         assert self.executor.faults == []
         for batch in self.executor.batches[before:]:
             assert batch.token_count <= self.how.step_tokens
-            assert 0 < len(batch.slices) <= self.how.max_sequences
+            assert len(batch.slices) <= self.how.max_sequences
+            assert batch.slices or batch.transfers
             numbers = [part.sequence for part in batch.slices]
             assert len(numbers) == len(set(numbers))
         for start in output.starts:
@@ -200,13 +212,25 @@ class World:
         # after a preemption; the factor stands for these.
         tokens = sum(len(told.request.prompt) + 25 for told in self.told.values() if told.end is None)
         bound = 10 + tokens * (2 + len(self.how.recompute_lengths))
+        if self.how.host_pages or self.how.disk_pages:
+            # Steps that wait for transfers, each of which takes a few.
+            bound *= 8
         while self.engine.has_work:
             self.step()
             bound -= 1
             assert bound > 0, "something starves"
 
+    def be_idle(self) -> None:
+        """Until nothing is left to be done for the disk."""
+        for _ in range(1000):
+            if self.engine.idle() is None:
+                return
+            self.scheduler.check_integrity()
+        raise AssertionError("idle writes have no end")
+
     def finish(self) -> None:
         self.run_dry()
+        self.be_idle()
         self.check_answers()
 
     def check_answers(self) -> None:
@@ -284,6 +308,13 @@ class Schedules(RuleBasedStateMachine):
     def step(self, steps: int) -> None:
         for _ in range(steps):
             self.world.step()
+            self.world.scheduler.check_integrity()
+
+    @precondition(lambda self: not self.world.engine.has_work)
+    @rule(times=st.integers(1, 20))
+    def be_idle(self, times: int) -> None:
+        for _ in range(times):
+            self.world.engine.idle()
             self.world.scheduler.check_integrity()
 
     @rule(failing=st.booleans())

@@ -16,6 +16,7 @@ from backend.ending import answer_end
 from backend.request import Request
 from kvcache.layout import CacheLayout, oldest_seen
 from kvcache.transfer import TransferDone
+from tests.fakes.tiers import FakeTiers
 
 VOCABULARY = 97
 
@@ -114,16 +115,22 @@ class PagedExecutor:
         recompute_lengths: tuple[int, ...] = (),
         refuse: Callable[[Batch], None] = lambda batch: None,
         scaled_past: int | None = None,
+        tiers: FakeTiers | None = None,
     ) -> None:
         self._layout = layout
         self._pool: list[dict[int, tuple[int, int]]] = [{} for _ in range(pages)]
         self._model = TinyModel(layout, recompute_lengths, scaled_past)
         self._refuse = refuse
+        self._tiers = tiers
         self.batches: list[Batch] = []
         self.faults: list[str] = []
 
     def execute(self, batch: Batch) -> list[Sampled | None]:
         self.batches.append(batch)
+        if batch.transfers:
+            if self._tiers is None:
+                raise ValueError("transfers were ordered without tiers")
+            self._tiers.begin(batch.transfers, self._pool)
         self._refuse(batch)
         self._check_disjoint(batch)
         results: list[Sampled | None] = []
@@ -139,7 +146,7 @@ class PagedExecutor:
         return results
 
     def transfers_done(self, patience: float = 0.0) -> list[TransferDone]:
-        return []
+        return [] if self._tiers is None else self._tiers.done(self._pool, patience)
 
     def close(self) -> None:
         self._pool.clear()
