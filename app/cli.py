@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = MappingProxyType(
         "rm": ("app.commands.rm", "rm", "Remove a model from this machine."),
         "keys": ("app.commands.keys", "keys", "Create, list and revoke API keys."),
         "doctor": ("app.commands.doctor", "doctor", "Say what this machine can and cannot do."),
+        "cache": ("app.commands.cache", "cache", "List and clear the cached pages on disk."),
         "bench": ("app.commands.bench", "bench", "Put load on a running server and measure it."),
         "stop": ("app.commands.stop", "stop", "Stop the server that runs in the background."),
     }

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from app.keys import default_key_store
+from backend.errors import ShardwiseError
 
 keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False)
 Name = Annotated[str, typer.Argument(help="What the key is called: a person, a program or a machine.")]
@@ -43,6 +44,26 @@ def list_keys() -> None:
 
 @keys.command()
 def revoke(name: Name) -> None:
-    """Remove a key; running servers refuse it from the next request on."""
-    default_key_store().revoke(name)
+    """Remove a key and its cached pages on disk; running servers refuse it from the next request on."""
+    revoked = default_key_store().revoke(name)
     typer.echo(f"Revoked {name}", err=True)
+    if pages := _forget_pages(revoked.id):
+        typer.echo(f"Removed {pages:,} cached pages of it from the disk", err=True)
+
+
+def _forget_pages(key_id: str) -> int:
+    """Removes what the key's requests left in the page folders: how many pages. Says so where it cannot."""
+    from app.secret import installation_secret
+    from app.settings import default_page_folder, load_settings
+    from backend.cache_identity import owner_tag
+    from kvcache.tiers.folder import clear
+    from kvcache.tiers.record_folder import CacheFolderError
+
+    pages = 0
+    try:
+        folders = [each for each in {default_page_folder(), load_settings().page_folder()} if each.exists()]
+        for folder in folders:
+            pages += clear(folder, owner=owner_tag(installation_secret(), key_id)).pages
+    except (ShardwiseError, CacheFolderError, OSError) as error:
+        typer.echo(f"Its cached pages on disk could not be removed: {error}", err=True)
+    return pages
