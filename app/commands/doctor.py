@@ -11,6 +11,7 @@ import typer
 from app.background import log_folder
 from app.doctor.finding import Finding
 from app.doctor.hardware_findings import hardware_findings
+from app.doctor.kv_accuracy import as_table, kv_accuracy
 from app.doctor.place_findings import folder_finding, library_finding, port_finding
 from app.doctor.software_findings import (
     compute_findings,
@@ -18,6 +19,7 @@ from app.doctor.software_findings import (
     python_finding,
     self_test_command,
 )
+from app.doctor.stage_lines import shown_stages
 from app.runtime_file import runtime_folder
 from backend.hardware.machine import Machine, read_machine
 from backend.library.catalogue import catalogue
@@ -30,8 +32,22 @@ _MARKS = {"ok": "ok     ", "note": "note   ", "warning": "warning", "failure": "
 def doctor(
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port that a server would take.")] = 8000,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+    kv: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Measure instead how accurate the KV formats are for a model."),
+    ] = None,
+    kv_context: Annotated[
+        int | None,
+        typer.Option(min=2, metavar="TOKENS", help="With --kv: the longest text. [default: as time allows]"),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="With --kv: time to measure, loading aside.")
+    ] = 60.0,
 ) -> None:
     """Check what this machine can and cannot do, and say how to fix it."""
+    if kv is not None:
+        _show_accuracy(kv, kv_context, seconds, json)
+        return
     machine = read_machine()
     found = findings(machine, port)
     serves = all(finding.status != "failure" for finding in found)
@@ -43,6 +59,20 @@ def doctor(
         print("\nThis machine can serve." if serves else "\nThis machine cannot serve until that is fixed.")
     if not serves:
         raise typer.Exit(1)
+
+
+def _show_accuracy(model: str, tokens: int | None, seconds: float, as_json: bool) -> None:
+    """How far each KV format moves the model's answers, and what --kv-format auto would take."""
+    from app.compose import find_model
+    from app.settings import load_settings
+
+    settings = load_settings().engine(find_model(model))
+    with shown_stages() as on_progress:
+        report = kv_accuracy(settings, tokens, seconds, on_progress)
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(report), indent=1).decode())
+    else:
+        print(as_table(report))
 
 
 def findings(machine: Machine, port: int) -> list[Finding]:

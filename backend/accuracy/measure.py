@@ -87,7 +87,7 @@ def measure(
     clock = _Clock(limits.seconds)
     contexts: list[ContextAccuracy] = []
     position, total = 0, longest * len(runs)
-    block = max(16, min(_BLOCK, _BLOCK_LOGITS // model.facts.vocabulary))
+    block = _block(model.facts.vocabulary)
     on_progress(0, total)
     while position < longest:
         stop = longest if contexts or longest < FIRST_STOP else FIRST_STOP
@@ -111,6 +111,12 @@ def measure(
             break
     on_progress(total, total)
     return tuple(contexts)
+
+
+def _block(vocabulary: int) -> int:
+    """Tokens computed at once: a power of two, so that blocks end where the first stop is."""
+    fitting = max(16, min(_BLOCK, _BLOCK_LOGITS // vocabulary))
+    return 1 << (fitting.bit_length() - 1)
 
 
 class _Clock:

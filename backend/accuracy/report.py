@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-# A format passes where it changes perplexity by at most this share, and the next-token distributions by at most this
-# mean KL divergence, in nats.
+# A format passes where it raises perplexity by at most this share, and moves the next-token distributions by at most
+# this mean KL divergence, in nats. A lower perplexity is a short text's chance; the divergence shows what it hides.
 MOST_CHANGE = 0.005
 MOST_DIVERGENCE = 2e-3
 
@@ -32,7 +32,7 @@ class FormatAccuracy(Struct, frozen=True, kw_only=True):
     @property
     def passes(self) -> bool:
         """False also for figures that are no numbers."""
-        return abs(self.change) <= MOST_CHANGE and self.divergence <= MOST_DIVERGENCE
+        return self.change <= MOST_CHANGE and self.divergence <= MOST_DIVERGENCE
 
 
 class ContextAccuracy(Struct, frozen=True, kw_only=True):

@@ -28,8 +28,10 @@ from backend.hardware.memory import Memory
 from backend.hardware.nvml import GpuHolder
 from backend.library.catalogue import InstalledModel
 from backend.library.files import ModelFiles
+from backend.library.locations import cache_home
 from tests.fakes.machines import GIB, cpu_machine, gpu, gpu_machine
 
+COMPILED = cache_home() / "numba"  # read before a test chooses folders of its own
 REPORT = ComputeReport("2.13.0+cpu", None, False, 1e-3, 40.0)
 
 
@@ -214,6 +216,7 @@ def test_kv_formats_of_a_model_are_measured_in_a_process_of_its_own(
     tiny: Path, own_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHARDWISE_DTYPE", "float32")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(COMPILED))  # compiling all kernels again would take half a minute
     status, output = run_doctor("--kv", str(tiny), "--kv-context", "140", "--json")
     report = json.loads(output)
     assert status == 0
@@ -224,13 +227,6 @@ def test_kv_formats_of_a_model_are_measured_in_a_process_of_its_own(
     assert found["model"]["divergence"] == 0 < found["int8"]["divergence"] < found["fp8"]["divergence"]
     assert found["int8"]["token_bytes"] == 3 * 2 * 2 * (16 + 2)
     assert report["chosen"] in found
-
-
-def test_a_context_that_cannot_be_measured_says_how_much_can(tiny: Path, own_folders: Path) -> None:
-    with pytest.raises(ShardwiseError, match="--kv-context 224 or less") as refused:
-        run_doctor("--kv", str(tiny), "--kv-context", "250")
-    assert refused.value.code == "bad_setting"
-    assert refused.value.exit_status == 2
 
 
 REQUEST = AccuracyRequest(
@@ -244,6 +240,16 @@ def test_a_measurement_that_dies_is_an_error_for_people() -> None:
         measure_accuracy(REQUEST, lambda stage, done, total: None, dying)
     with pytest.raises(ShardwiseError, match="without an answer"):
         measure_accuracy(REQUEST, lambda stage, done, total: None, (sys.executable, "-c", ""))
+
+
+def test_what_cannot_be_measured_keeps_its_code_and_status() -> None:
+    program = (
+        "import sys; from backend.accuracy.messages import NotMeasured, send; "
+        "send(sys.stdout.buffer, NotMeasured('What.', 'Why.', 'Do.', 'bad_setting', 2))"
+    )
+    with pytest.raises(ShardwiseError, match=r"What\.\nWhy\.\nDo\.") as refused:
+        measure_accuracy(REQUEST, lambda stage, done, total: None, (sys.executable, "-P", "-c", program))
+    assert (refused.value.code, refused.value.exit_status) == ("bad_setting", 2)
 
 
 def test_a_measurement_ends_with_whoever_asked(tmp_path: Path) -> None:

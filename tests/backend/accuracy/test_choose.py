@@ -30,7 +30,8 @@ def test_the_nearer_of_two_that_pass_is_taken_and_its_figures_told() -> None:
 @pytest.mark.parametrize("spoilt", [figures("int8", 3e-3), figures("int8", 1e-4, change=0.006)])
 def test_one_limit_passed_is_enough_to_fail(spoilt: FormatAccuracy) -> None:
     assert str(choose([context(spoilt, figures("fp8", 1.9e-3))]).formats) == "fp8"
-    assert str(choose([context(figures("int8", 2e-3, change=-0.005))]).formats) == "int8"  # the limits themselves pass
+    assert str(choose([context(figures("int8", 2e-3, change=0.005))]).formats) == "int8"  # the limits themselves pass
+    assert str(choose([context(figures("int8", 1e-3, change=-0.006))]).formats) == "int8"
 
 
 def test_where_neither_passes_v_alone_is_stored_in_the_nearer_one_that_passes() -> None:
