@@ -35,7 +35,8 @@ def store_section(rows, sums, valid, FROM: tl.constexpr, SIZE: tl.constexpr, PAD
     tl.store(rows[:, None] + (FROM + columns)[None, :], sums.to(rows.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+# Numbers that change from step to step must not make a compilation of their own.
+@triton.jit(do_not_specialize=["table_columns", "sequences"])
 def attend_kernel(  # noqa: PLR0915 (one program, whose values a GPU keeps in registers: pieces would pass twenty each)
     query, query_token, out, partial, peaks, totals, sinks,
     query_starts, starts, tables, table_columns, first_pages, sequences,

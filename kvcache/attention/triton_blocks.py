@@ -64,6 +64,11 @@ def attend_blocks(  # noqa: PLR0915 (one loop body, all of it in registers)
         else:
             page = tl.load(table + positions // PAGE_TOKENS).to(tl.int64)
         offset = positions % PAGE_TOKENS
+        # Too narrow for asynchronous copies, scales are asked for first, and arrive while keys are waited for.
+        if key_scales is not None:
+            key_factor = load_scales(key_scales, page * key_scale_page + offset, seen, MASKED)
+        if value_scales is not None:
+            value_factor = load_scales(value_scales, page * value_scale_page + offset, seen, MASKED)
         key_rows = page * key_page + offset * KEY_SIZE
         stored = load_section(keys, key_rows, seen, 0, KEY_FIRST, KEY_MAIN, MASKED)
         key = widen(stored, KEY_FORMAT, NATIVE, SCORE_TYPE)
@@ -72,11 +77,8 @@ def attend_blocks(  # noqa: PLR0915 (one loop body, all of it in registers)
             rest = load_section(keys, key_rows, seen, KEY_FIRST, KEY_SIZE - KEY_FIRST, KEY_REST, MASKED)
             rest = widen(rest, KEY_FORMAT, NATIVE, SCORE_TYPE)
             scores = tl.dot(query_rest, tl.trans(rest), acc=scores, input_precision="ieee")
-        if key_scales is not None:
-            key_factor = load_scales(key_scales, page * key_scale_page + offset, seen, MASKED)
-            scores = scores * (key_factor * scaling)[None, :]
-        else:
-            scores = scores * scaling
+        factors = (key_factor * scaling)[None, :] if key_scales is not None else scaling
+        scores = scores * factors
         if softcap is not None:
             scores = tanh(scores / softcap) * (softcap * LOG2_E)
         if MASKED:
@@ -98,8 +100,7 @@ def attend_blocks(  # noqa: PLR0915 (one loop body, all of it in registers)
             sums = tl.dot(chances.to(SUM_TYPE), value, acc=sums, input_precision="ieee")
         else:
             if value_scales is not None:
-                factor = load_scales(value_scales, page * value_scale_page + offset, seen, MASKED)
-                chances = chances * factor[None, :]
+                chances = chances * value_factor[None, :]
             value_rows = page * value_page + offset * VALUE_SIZE
             value = load_section(values, value_rows, seen, 0, VALUE_FIRST, VALUE_MAIN, MASKED)
             value = widen(value, VALUE_FORMAT, NATIVE, SUM_TYPE)

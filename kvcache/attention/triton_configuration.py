@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-SIZES = (64, 128, 256)
+SIZES = (64, 96, 128, 256)
 LATENT = "latent"
 
 

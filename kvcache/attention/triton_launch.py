@@ -12,12 +12,14 @@ from torch import Tensor
 
 from kvcache.attention.kernel import AttentionShape, GroupStep, LayerPages
 from kvcache.attention.triton_card import Card
-from kvcache.attention.triton_parts import Part
+from kvcache.attention.triton_parts import MOST_SPLITS, Part
 from kvcache.attention.triton_views import as_stored, strides_of
 
 _TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 # Products have 16 elements at least.
 LEAST_SECTION = 16
+# Merges are compiled for two numbers of splits, not for each.
+FEW_SPLITS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,8 @@ def merge_arguments(
     return {
         "partial": part.partials.sums, "peaks": part.partials.peaks, "totals": part.partials.totals, "out": out,
         "sinks": sinks, "query_starts": step.query_starts, "sequences": step.starts.shape[0], "splits": part.splits,
-        "kv_heads": shape.kv_heads, **_rows(shape, part), "PADDED_SPLITS": triton.next_power_of_2(part.splits),
+        "kv_heads": shape.kv_heads, **_rows(shape, part),
+        "PADDED_SPLITS": FEW_SPLITS if part.splits <= FEW_SPLITS else MOST_SPLITS,
         "BLOCK_D": min(128, _padded(shape.value_size)),
     }  # fmt: skip
 

@@ -12,7 +12,7 @@ from kvcache.attention.triton_numbers import LOG2_E
 from kvcache.attention.triton_tiles import find_tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sequences", "splits"])
 def merge_kernel(
     partial, peaks, totals, out, sinks, query_starts, sequences, splits, kv_heads,
     LONG: tl.constexpr, SHORT: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, VALUE_SIZE: tl.constexpr,

@@ -41,7 +41,8 @@ def store_rows(
         tl.store(scales + page * scale_page + kv_head * scale_head + offset, upper, mask=valid)
 
 
-@triton.jit
+# The number of tokens changes from step to step, and must not make a compilation of its own.
+@triton.jit(do_not_specialize=["count"])
 def write_kernel(
     key, key_token, value, value_token, slots, count,
     keys, key_page, key_head, values, value_page, value_head,

@@ -65,11 +65,12 @@ def compile_for(build: Build) -> Figures:
     constants, signature, attributes = {}, {}, {}
     for index, parameter in enumerate(build.kernel.params):
         value = build.arguments[parameter.name]
-        kind = None if parameter.is_constexpr else _type_of(value)
+        plain = parameter.do_not_specialize
+        kind = None if parameter.is_constexpr else _type_of(value, plain)
         signature[parameter.name] = kind or "constexpr"
         if kind is None:
             constants[parameter.name] = value
-        elif isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
+        elif isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0 and not plain):
             # As a launch would find: allocations and most strides are multiples of 16.
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(build.kernel, signature, constants, attributes)
@@ -78,8 +79,8 @@ def compile_for(build: Build) -> Figures:
     return _figures(made.metadata.shared, made.asm["cubin"])
 
 
-def _type_of(value: object) -> str | None:
-    """As Triton's signatures write it; None for what a launch makes a constant."""
+def _type_of(value: object, plain: bool) -> str | None:
+    """As Triton's signatures write it; None for what a launch makes a constant, which `plain` numbers never are."""
     names = {
         torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int8: "i8", torch.uint8: "u8",
         torch.int32: "i32", torch.int64: "i64",
@@ -88,7 +89,7 @@ def _type_of(value: object) -> str | None:
         return "*" + names[value.dtype]
     if isinstance(value, float):
         return "fp32"
-    if value is None or value == 1:
+    if value is None or (value == 1 and not plain):
         return None
     return "i32" if isinstance(value, int) and value < 2**31 else "i64"
 
