@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from backend.accuracy.choose import choose
 from backend.accuracy.store import accuracy_key, default_store
+from backend.compose_tiers import compose_tiers
 from backend.engine import Engine
 from backend.engine_settings import EngineSettings
 from backend.hardware.machine import Machine, read_machine
@@ -131,13 +133,18 @@ def compose_engine(settings: EngineSettings, on_progress: OnProgress) -> Compose
     layout = build_layout(facts.layers, model.dtype.itemsize, PAGE_TOKENS, parse_kv_formats(plan.kv_format))
     runner = Runner(model, layout, plan.pages, team)
     runner.warm_up(PROCESSOR_WARM_UP if model.device.type == "cpu" else plan.step_tokens)
+    tiers = compose_tiers(settings, plan, layout, runner)
     scheduler = Scheduler(
-        CacheManager(layout, plan.pages),
+        CacheManager(layout, plan.pages, namespace=tiers.namespace, host_pages=plan.host_pages, disk=tiers.disk),
         max_context=plan.max_context,
         max_sequences=plan.max_sequences,
         step_tokens=plan.step_tokens,
         recompute_lengths=model.recompute_lengths,
+        scaled_past=model.scaled_past,
     )
+    # A full collection over all that loading left behind would stop a request for a third of a second.
+    gc.collect()
+    gc.freeze()
     return ComposedEngine(
         engine=Engine(scheduler, runner, time.monotonic),
         plan=plan,

@@ -1,0 +1,66 @@
+"""The tiers below the device that a Plan asks for, opened and handed to the runner; what they hold is the cache's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backend.cache_identity import namespace, page_secret
+from backend.engine_settings import EngineSettings
+from backend.errors import SettingError
+from backend.planner.plan import Plan
+from kvcache.layout import CacheLayout
+
+if TYPE_CHECKING:
+    from backend.runner import Runner
+    from kvcache.tiers.disk import DiskTier
+
+
+@dataclass(frozen=True, slots=True)
+class ComposedTiers:
+    """What the cache manager has to know of them: the root of all keys, and the disk's index if there is a disk."""
+
+    namespace: bytes
+    disk: DiskTier | None
+
+
+def compose_tiers(settings: EngineSettings, plan: Plan, layout: CacheLayout, runner: Runner) -> ComposedTiers:
+    """Opens the plan's host and disk tier; the runner owns them from now on.
+
+    Raises SettingError for a folder that cannot hold pages.
+    """
+    import torch
+
+    from kvcache.tiers.host import HostTier
+
+    root = namespace(settings.files, plan, layout, runner.kernel_orders)
+    device = torch.device(plan.ranks[0].device)
+    host = HostTier(plan.host_pages, layout.page_bytes, device) if plan.host_pages else None
+    disk = _open_disk(settings, plan, layout, root) if plan.disk_bytes else None
+    runner.attach_tiers(host, disk)
+    return ComposedTiers(root, disk)
+
+
+def _open_disk(settings: EngineSettings, plan: Plan, layout: CacheLayout, root: bytes) -> DiskTier:
+    from kvcache.tiers.disk import DiskTier
+    from kvcache.tiers.record import PageShape
+    from kvcache.tiers.record_folder import CacheFolderError
+
+    if not settings.cache_secret:
+        raise SettingError(
+            "The disk tier has no secret to sign its pages with.",
+            "Unsigned pages could be anybody's.",
+            "Start the engine through shardwise serve, which makes one.",
+        )
+    try:
+        return DiskTier.open(
+            Path(plan.cache_dir),
+            plan.disk_bytes,
+            secret=page_secret(settings.cache_secret),
+            namespace=root,
+            model=plan.model,
+            shapes=tuple(PageShape.of(layout, group) for group in layout.groups),
+        )
+    except CacheFolderError as error:
+        raise SettingError(error.what, error.why, error.hint) from None
