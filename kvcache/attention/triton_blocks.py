@@ -64,7 +64,7 @@ def attend_blocks(  # noqa: PLR0915 (one loop body, all of it in registers)
         else:
             page = tl.load(table + positions // PAGE_TOKENS).to(tl.int64)
         offset = positions % PAGE_TOKENS
-        # Too narrow for asynchronous copies, scales are asked for first, and arrive while keys are waited for.
+        # Asked for first: where scales are too narrow for asynchronous copies, they come while keys are waited for.
         if key_scales is not None:
             key_factor = load_scales(key_scales, page * key_scale_page + offset, seen, MASKED)
         if value_scales is not None:
