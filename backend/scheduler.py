@@ -14,7 +14,7 @@ over, and the pool holds any sequence alone: so it moves on and nothing starves.
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
+from bisect import insort
 from collections.abc import Iterable
 from collections.abc import Sequence as Many
 from heapq import heappop, heappush
@@ -25,6 +25,7 @@ from backend.errors import SettingError
 from backend.events import End, EndReason, EngineStatistics, Start, Token
 from backend.prefills import Prefills
 from backend.request import Request
+from backend.room import Room, longest_sequence
 from backend.rope_class import rope_class
 from backend.sequence import Sequence, Status
 from backend.step_work import StepWork
@@ -74,7 +75,7 @@ class Scheduler:
         self._max_sequences = min(max_sequences, step_tokens)
         self._recompute_lengths = recompute_lengths
         self._scaled_past = scaled_past
-        self.longest_sequence = self._longest_that_fits()
+        self.longest_sequence = longest_sequence(cache, max_context, step_tokens)
         self._live: dict[str, Sequence] = {}
         self._by_number: dict[int, Sequence] = {}
         self._running: list[Sequence] = []  # in order of key, as is the next one
@@ -88,19 +89,6 @@ class Scheduler:
         self._next_number = 0
         self._steps = 0
         self._prompt_tokens = self._generation_tokens = self._preemptions = self._nan_requests = 0
-
-    def _longest_that_fits(self) -> int:
-        """Positions that a sequence may take so that the pool always holds it alone."""
-        total = self._cache.statistics().pages_total
-        lengths = range(1, self._max_context + 1)
-        longest = bisect_right(lengths, total, key=lambda one: self._cache.most_pages(one, self._step_tokens))
-        if longest < 2:
-            raise SettingError(
-                "The page pool is too small for any request.",
-                f"It has {total} pages, and a sequence of two tokens needs {self._cache.most_pages(2, 1)}.",
-                "Give a larger kv-pool.",
-            )
-        return longest
 
     def add(self, request: Request, now: float) -> None:
         """Takes a request in. One that cannot be served, or is complete already, ends at the next commit.
@@ -211,8 +199,10 @@ class Scheduler:
     def _advance(self, sequence: Sequence, part: Slice) -> None:
         """Its tokens of this slice are computed, and pages that are full now can be shared."""
         sequence.computed = part.start + len(part.tokens)
-        self._cache.offer(sequence.pages, sequence.computed, sequence.tokens)
-        self._prefills.reached(sequence, part.start)
+        unit = sequence.pages.chain.unit
+        if part.start // unit != sequence.computed // unit:
+            self._cache.offer(sequence.pages, sequence.computed, sequence.tokens)
+            self._prefills.reached(sequence, part.start)
 
     def _accept(self, sequence: Sequence, choice: Sampled, tokens: list[Token]) -> None:
         """Appends the chosen token, and ends the sequence or makes it ready for the next."""
@@ -279,33 +269,22 @@ class Scheduler:
                 self._run(sequence)
 
     def _admit(self, work: StepWork) -> None:
-        """Starts waiting sequences in order, while budget, places and pages last.
-
-        One is admitted when the pages of all its known tokens are there to be taken, beside those that running prompts
-        will still take and one page per group and running sequence to grow into: otherwise it would soon be preempted
-        again. One that waits for another's pages lets those behind it pass.
-        """
-        groups = len(self._cache.layout.groups)
-        admitted = [*self._running, *self._fetching]
-        promised = sum(self._pages_to_come(sequence) + groups for sequence in admitted)
-        places = self._max_sequences - len(admitted)
+        """Starts waiting sequences in order, while budget and room last; passes those that wait for others' pages."""
+        room = Room(self._cache, self._step_tokens, self._max_sequences, [*self._running, *self._fetching])
         passed = 0
-        while passed < len(self._waiting) and work.budget > 0 and places > 0:
+        while passed < len(self._waiting) and work.budget > 0 and room.places > 0:
             sequence = self._waiting[passed]
             hit = self._look_up(sequence)
             if hit is None:
                 passed += 1
                 continue
-            needed = self._cache.most_pages(sequence.length + 1, self._step_tokens) - hit.held
-            alone = not self._running and not self._fetching
-            if not alone and promised + needed > self._cache.available_pages:
+            if not room.suffices(sequence, hit):
                 return
             if not self._start(sequence, hit, work):
-                if alone and not self._cache.pages_in_transfer:
+                if room.empty and not self._cache.pages_in_transfer:
                     raise RuntimeError("the pool cannot hold a sequence alone that it was sized for")
                 return
-            promised += self._pages_to_come(sequence) + groups
-            places -= 1
+            room.give(sequence)
 
     def _look_up(self, sequence: Sequence) -> Hit | None:
         """The prefix that a waiting sequence would begin after, or None while others are making it longer."""
@@ -353,13 +332,6 @@ class Scheduler:
         self._forget(sequence)
         sequence.status = Status.WAITING
         insort(self._waiting, sequence, key=_key)
-
-    def _pages_to_come(self, sequence: Sequence) -> int:
-        """Pages that a running sequence will still take until its known tokens are computed."""
-        if sequence.remaining == 1:
-            return 0
-        held = sum(len(table.ids) for table in sequence.tables)
-        return max(0, self._cache.most_pages(sequence.length + 1, self._step_tokens) - held)
 
     def _forget(self, sequence: Sequence) -> None:
         """Gives its pages back; it will begin again after what is cached by then."""
