@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import httpx
 
+from app.cache_view import CacheView, read_cache
 from app.text_safety import TextCleaner, clean, clean_line
 from backend.engine_client import StageTime
 from backend.errors import ShardwiseError
@@ -201,6 +202,19 @@ class ShardwiseClient:
             return tuple(_model(each) for each in response.json()["data"])
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ServerAnswerError(f"{self.url}/v1/models sent something that is not a list of models") from error
+
+    async def cache(self) -> CacheView:
+        """What the server's cache holds."""
+        try:
+            response = await self._http.get("/cache", timeout=5.0)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        if response.status_code != httpx.codes.OK:
+            raise self._refused(response.status_code, response.content)
+        try:
+            return read_cache(response.content)
+        except ValueError as error:
+            raise ServerAnswerError(f"{self.url}/cache sent something that is not a cache's state") from error
 
     async def chat(
         self, model: str, messages: tuple[ChatMessage, ...], sampling: SamplingChoice | None = None

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from app.commands.progress import megabytes
+from app.text_safety import clean_line
 from backend.errors import ShardwiseError
 
 cache = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False)
@@ -137,7 +138,7 @@ def _nothing(folder: Path) -> str:
 
 
 def _name(model: str) -> str:
-    return model or "(unknown)"
+    return clean_line(model) or "(unknown)"
 
 
 def _print_json(value: object) -> None:

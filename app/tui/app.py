@@ -16,6 +16,7 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from app import background
+from app.cache_view import CacheView
 from app.client import Health, ModelInfo, ServerUnreachableError, ShardwiseClient
 from app.settings import client_key
 from app.text_safety import clean_line
@@ -247,6 +248,7 @@ class ShardwiseApp(App[None]):
                 if lost and health.ready:
                     lost = not await self._refresh_model(screen)
                 screen.show_server(_state_in_words(health))
+                screen.show_cache(await _cache_of(screen.client))
             await asyncio.sleep(LOST_SECONDS if lost else WATCH_SECONDS)
 
     async def _refresh_model(self, screen: ChatScreen) -> bool:
@@ -326,6 +328,7 @@ class ShardwiseApp(App[None]):
         yield from super().get_system_commands(screen)
         yield SystemCommand("Log", "Follow the server's log", self.action_logs)
         if isinstance(screen, ChatScreen):
+            yield SystemCommand("Cache", "Where cached pages lie", screen.action_show_cache)
             yield SystemCommand("New chat", "Start a new chat", screen.action_new_chat)
             yield SystemCommand("Chats", "All chats, with search", screen.action_toggle_chats)
             yield SystemCommand("Settings", "System prompt and sampling", screen.action_toggle_sampling)
@@ -342,6 +345,14 @@ class ShardwiseApp(App[None]):
         if self._connect is None:
             yield SystemCommand("Choose model", "Start or attach to another model", self.action_choose_model)
             yield SystemCommand("Stop server", "Stop the background server", self.action_stop_server)
+
+
+async def _cache_of(client: ShardwiseClient) -> CacheView | None:
+    """Nothing where the server does not tell: an older one has no such route."""
+    try:
+        return await client.cache()
+    except ShardwiseError:
+        return None
 
 
 def _state_in_words(health: Health) -> str:

@@ -36,12 +36,14 @@ class FakeServer:
     release: threading.Event = field(default_factory=threading.Event)
     hold_after: int | None = None
     url: str = ""
+    cache: dict | None = None
 
     def application(self) -> Starlette:
         return Starlette(
             routes=[
                 Route("/health", self._health),
                 Route("/v1/models", self._models),
+                Route("/cache", self._cache),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
             ]
         )
@@ -60,6 +62,11 @@ class FakeServer:
     async def _models(self, request: Request) -> Response:
         body = {"data": [{"id": self.model, "object": "model", "max_model_len": self.context}]}
         return self._denied(request) or JSONResponse(body)
+
+    async def _cache(self, request: Request) -> Response:
+        if self.cache is None:
+            return JSONResponse({"error": {"message": "no such route"}}, 404)
+        return self._denied(request) or JSONResponse({"engines": [self.cache]})
 
     async def _chat(self, request: Request) -> Response:
         if denied := self._denied(request):

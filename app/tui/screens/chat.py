@@ -16,11 +16,14 @@ from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import Footer, Markdown
 
+from app.cache_view import CacheView
 from app.client import AnswerClock, AnswerStatistics, Delta, ModelInfo, SamplingChoice, ShardwiseClient
 from app.history import Chat, ChatHistory, HistoryError
 from app.history_export import write_export
+from app.tui import cache_words
 from app.tui.conversation import Conversation, Entry, HistoryStore
 from app.tui.dependencies import Dependencies
+from app.tui.screens.cache import CacheScreen
 from app.tui.screens.question import QuestionScreen
 from app.tui.widgets.banner import Banner
 from app.tui.widgets.chats_panel import ChatsPanel
@@ -51,6 +54,7 @@ class ChatScreen(Screen[None]):
         Binding("f3", "toggle_sampling", "Settings", id="chat.sampling", tooltip="System prompt and sampling"),
         Binding("f4", "edit_last", "Edit", id="chat.edit", tooltip="Take the last message back to edit it"),
         Binding("f5", "regenerate", "Again", id="chat.regenerate", tooltip="Another answer to the same message"),
+        Binding("ctrl+t", "show_cache", "Cache", id="chat.cache", tooltip="Where cached pages lie", show=False),
         Binding("f8", "copy_answer", "Copy", id="chat.copy", tooltip="Copy the last answer (through the terminal)"),
         Binding("ctrl+n", "new_chat", "New", id="chat.new", tooltip="Start a new chat"),
     ]
@@ -382,6 +386,18 @@ Copying goes through the terminal (OSC 52); inside tmux it needs `set -g set-cli
         turns = await self._store.run(ChatHistory.turns, chat.id)
         path = await asyncio.to_thread(write_export, chat, turns, self._dependencies.exports, kind)
         self.notify(f"Written to {path}", title="Export", timeout=10, markup=False)
+
+    def action_show_cache(self) -> None:
+        self.app.push_screen(CacheScreen(self._look_at_cache))
+
+    async def _look_at_cache(self) -> CacheView:
+        """Asks whichever server the chat is with now."""
+        return await self.client.cache()
+
+    def show_cache(self, view: CacheView | None) -> None:
+        """The cache's figures in the status line; None where the server does not tell."""
+        for line in self.query(StatusLine):
+            line.cache = cache_words.status(view.statistics) if view else ""
 
     def show_server(self, problem: str) -> None:
         """Says what the server's state means for the user; an empty text when all is well again."""

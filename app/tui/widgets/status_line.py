@@ -27,6 +27,7 @@ class StatusLine(Static):
     model: reactive[str] = reactive("")
     activity: reactive[str] = reactive("")
     context: reactive[int | None] = reactive(None)
+    cache: reactive[str] = reactive("")
     unsaved: reactive[bool] = reactive(False)
     statistics: reactive[AnswerStatistics] = reactive(AnswerStatistics)
 
@@ -48,6 +49,8 @@ class StatusLine(Static):
         if self.context:
             used = (figure.prompt_tokens or 0) + (figure.completion_tokens or 0)
             parts.append(f"context {figures.meter(used, self.context)} {used:,}/{self.context:,}")
+        if self.cache:
+            parts.append(self.cache)
         return " · ".join(parts)
 
     def _refresh_text(self) -> None:
@@ -60,6 +63,9 @@ class StatusLine(Static):
         self._refresh_text()
 
     def watch_context(self) -> None:
+        self._refresh_text()
+
+    def watch_cache(self) -> None:
         self._refresh_text()
 
     def watch_unsaved(self) -> None:
