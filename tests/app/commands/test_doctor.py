@@ -10,7 +10,6 @@ import msgspec
 import psutil
 import pytest
 import typer
-from tokenizers import Tokenizer, models
 from typer.testing import CliRunner
 
 from app.commands.doctor import as_lines, doctor
@@ -28,10 +27,8 @@ from backend.hardware.memory import Memory
 from backend.hardware.nvml import GpuHolder
 from backend.library.catalogue import InstalledModel
 from backend.library.files import ModelFiles
-from backend.library.locations import cache_home
 from tests.fakes.machines import GIB, cpu_machine, gpu, gpu_machine
 
-COMPILED = cache_home() / "numba"  # read before a test chooses folders of its own
 REPORT = ComputeReport("2.13.0+cpu", None, False, 1e-3, 40.0)
 
 
@@ -200,33 +197,26 @@ def test_formats_are_shown_as_a_table_with_verdicts() -> None:
     ]
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random model and a tokenizer that counts characters."""
-    from tests.fakes.tiny_models import make_checkpoint
+def test_kv_measures_a_model_as_the_settings_say_and_prints_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[AccuracyRequest] = []
 
-    folder = tmp_path_factory.mktemp("tiny")
-    make_checkpoint("llama", folder)
-    tokenizer = Tokenizer(models.BPE(vocab={chr(32 + index): index for index in range(96)}, merges=[]))
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
+    def measured(request: AccuracyRequest, on_progress: object) -> AccuracyReport:
+        asked.append(request)
+        return REPORT_OF_FORMATS
 
-
-def test_kv_formats_of_a_model_are_measured_in_a_process_of_its_own(
-    tiny: Path, own_folders: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    files = REQUEST.settings.files
+    monkeypatch.setattr("app.compose.find_model", lambda name: msgspec.structs.replace(files, name=name))
+    monkeypatch.setattr("app.doctor.kv_accuracy.measure_accuracy", measured)
     monkeypatch.setenv("SHARDWISE_DTYPE", "float32")
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(COMPILED))  # compiling all kernels again would take half a minute
-    status, output = run_doctor("--kv", str(tiny), "--kv-context", "140", "--json")
-    report = json.loads(output)
+    status, output = run_doctor("--kv", "starter", "--kv-context", "900", "--seconds", "5", "--json")
     assert status == 0
-    (context,) = report["contexts"]
-    assert (context["tokens"], context["generated"]) == (140, 32)
-    found = {one["kv_format"]: one for one in context["formats"]}
-    assert list(found) == ["model", "fp8", "int8", "k=model,v=fp8", "k=model,v=int8"]
-    assert found["model"]["divergence"] == 0 < found["int8"]["divergence"] < found["fp8"]["divergence"]
-    assert found["int8"]["token_bytes"] == 3 * 2 * 2 * (16 + 2)
-    assert report["chosen"] in found
+    assert msgspec.json.decode(output, type=AccuracyReport) == REPORT_OF_FORMATS
+    settings = EngineSettings(
+        files=msgspec.structs.replace(files, name="starter"), dtype="float32", kv_format="model", host_cache=0
+    )
+    assert asked == [AccuracyRequest(settings=asked[0].settings, tokens=900, seconds=5.0)]
+    for name in ("files", "dtype", "kv_format", "host_cache", "disk_cache"):
+        assert getattr(asked[0].settings, name) == getattr(settings, name)
 
 
 REQUEST = AccuracyRequest(

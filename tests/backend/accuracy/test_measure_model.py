@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models
 
 from backend.accuracy.measure_model import measure_model
 from backend.accuracy.messages import AccuracyRequest
+from backend.accuracy.process import measure_accuracy
 from backend.accuracy.store import AccuracyStore
 from backend.compose_engine import compose_engine, plan_engine
 from backend.engine_settings import EngineSettings
@@ -56,9 +57,19 @@ def test_a_context_that_cannot_be_measured_says_how_much_can(
 def test_all_formats_are_measured_as_far_as_the_context_goes(files: ModelFiles, store: AccuracyStore) -> None:
     report = measure_model(AccuracyRequest(settings=settings(files), greedy=2), nothing)
     assert [context.tokens for context in report.contexts] == [254]
-    assert len(report.contexts[0].formats) == 5
+    found = {one.kv_format: one for one in report.contexts[0].formats}
+    assert list(found) == ["model", "fp8", "int8", "k=model,v=fp8", "k=model,v=int8"]
+    assert found["model"].divergence == 0 < found["int8"].divergence < found["fp8"].divergence
     assert report.reason
     assert not store.folder.exists()  # fewer tokens than a start would measure
+
+
+def test_a_process_of_its_own_finds_the_same(files: ModelFiles) -> None:
+    request = AccuracyRequest(settings=settings(files), tokens=60, greedy=2)
+    stages: list[str] = []
+    report = measure_accuracy(request, lambda stage, done, total: stages.append(stage))
+    assert list(dict.fromkeys(stages)) == ["read", "load", "pack", "measure"]
+    assert report == measure_model(request, nothing)
 
 
 def test_a_start_with_auto_measures_once_and_plans_with_it(
