@@ -9,13 +9,15 @@ import pytest
 from backend.batch import Batch
 from backend.engine import Engine
 from backend.errors import OutOfMemoryError
-from backend.events import End, Token
+from backend.events import End, Start, Token
 from backend.executor import DeviceLostError
 from backend.request import Request, Sampling
 from backend.scheduler import Scheduler
 from kvcache.cache_manager import CacheManager
 from kvcache.layout import Keeps, LayerCache, build_layout
+from kvcache.statistics import FREE, USED
 from tests.fakes.executor import PagedExecutor, alone
+from tests.fakes.tiers import FakeDisk, FakeTiers
 
 LAYOUT = build_layout((LayerCache(Keeps.FULL, None, 1, 4, 4),), 2, page_tokens=4)
 PAGES, LIMIT = 32, 60
@@ -155,3 +157,92 @@ def test_what_is_fatal_passes_through_at_once(error: BaseException):
     with pytest.raises(type(error)):
         target.step()
     assert len(executor.batches) == 1
+
+
+def tiered(failing: Callable[[Batch], None] = lambda batch: None) -> tuple[Engine, PagedExecutor, FakeTiers, Clock]:
+    """An engine over a small pool, with a disk and a host tier."""
+    clock, disk, tiers = Clock(), FakeDisk(1000), FakeTiers(64)
+    tiers.disk = disk
+    executor = PagedExecutor(LAYOUT, 16, refuse=failing, tiers=tiers)
+    cache = CacheManager(LAYOUT, 16, host_pages=64, disk=disk)
+    return (
+        Engine(Scheduler(cache, max_context=LIMIT, max_sequences=8, step_tokens=32), executor, clock),
+        executor,
+        tiers,
+        clock,
+    )
+
+
+def test_starts_are_told_before_tokens_and_once():
+    target, _, _ = engine()
+    target.submit(request("one", *range(9)))
+    assert target.step().starts == (Start("one", 0),)
+    assert target.step().starts == ()
+    run(target)
+    target.submit(request("two", *range(9)))
+    assert target.step().starts == (Start("two", 8),)
+
+
+def test_the_map_is_told_at_most_twice_a_second_and_when_it_has_changed():
+    target, _, clock = engine()
+    target.submit(request("one", 1, 2, 3, 4, 5, max_tokens=30))
+    first = target.step().cache_map
+    assert first is not None
+    assert sorted(first.device) == [FREE] * (PAGES - 2) + [USED] * 2
+    clock.now += 0.4
+    assert target.step().cache_map is None
+    clock.now += 0.2
+    assert target.step().cache_map is None
+    for _ in range(5):
+        target.step()
+    clock.now += 0.6
+    assert target.step().cache_map is not None
+
+
+def test_idle_writes_end_and_a_later_engine_reads_them():
+    target, _, tiers, _ = tiered()
+    one = request("one", *range(30), max_tokens=4)
+    target.submit(one)
+    run(target)
+    outputs = 0
+    while target.idle() is not None:
+        outputs += 1
+        assert outputs < 50
+    assert tiers.disk is not None
+    assert len(tiers.disk.records) == 8
+    assert target.idle() is None
+
+
+def test_a_step_in_which_all_await_transfers_is_patient():
+    target, executor, _, _ = tiered()
+    for start in (0, 40, 0):
+        target.submit(request("one", *range(start, start + 50)))
+        tokens, _ = run(target)
+        assert answer(tokens, "one") == alone(request("one", *range(start, start + 50)), LAYOUT, LIMIT)
+    assert executor.patience > 0
+
+
+def test_halves_of_a_failed_batch_order_no_transfers_again():
+    target, _, tiers, _ = tiered(refuse_token(99, RuntimeError("no")))
+    target.submit(request("one", *range(50)))
+    run(target)
+    target.submit(request("good", *range(60, 80)))
+    target.submit(request("bad", *range(80, 99), 99))
+    _, ends = run(target)
+    assert {end.request: end.reason for end in ends} == {"good": "length", "bad": "error"}
+    numbers = [one.number for one in tiers.begun]
+    assert numbers
+    assert len(numbers) == len(set(numbers))
+
+
+def test_the_rate_of_computing_is_measured_on_prompts():
+    def run_for_two_seconds(batch: Batch) -> None:
+        clock.now += 2.0
+
+    clock = Clock()
+    executor = PagedExecutor(LAYOUT, PAGES, refuse=run_for_two_seconds)
+    scheduler = Scheduler(CacheManager(LAYOUT, PAGES), max_context=100, max_sequences=8, step_tokens=80)
+    target = Engine(scheduler, executor, clock)
+    target.submit(request("one", *range(80)))
+    assert target.step().statistics.cache.compute_rate == 40.0
+    assert target.step().statistics.cache.compute_rate == 40.0

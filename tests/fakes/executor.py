@@ -124,6 +124,7 @@ class PagedExecutor:
         self._tiers = tiers
         self.batches: list[Batch] = []
         self.faults: list[str] = []
+        self.patience = 0.0  # asked for so far
 
     def execute(self, batch: Batch) -> list[Sampled | None]:
         self.batches.append(batch)
@@ -146,6 +147,7 @@ class PagedExecutor:
         return results
 
     def transfers_done(self, patience: float = 0.0) -> list[TransferDone]:
+        self.patience += patience
         return [] if self._tiers is None else self._tiers.done(self._pool, patience)
 
     def close(self) -> None:
