@@ -9,7 +9,7 @@ import httpx
 
 def cache_statistics(url: str) -> dict[str, Any]:
     """The fields of CacheStatistics."""
-    return httpx.get(f"{url}/shardwise/cache", timeout=30).raise_for_status().json()["statistics"]
+    return httpx.get(f"{url}/cache", timeout=30).raise_for_status().json()["engines"][0]["statistics"]
 
 
 def conserved(statistics: dict[str, Any]) -> bool:

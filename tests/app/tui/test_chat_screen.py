@@ -154,6 +154,7 @@ async def test_model_text_is_no_markup_and_no_control(connected, fake: FakeServe
         await say(pilot, "[b]me[/b]\u202e")
         screen = await chat_screen(pilot)
         view = screen.query(MessageView).last()
+        await until(pilot, lambda: bool(view.query("MarkdownParagraph")))
         shown = str(view.query_one("MarkdownParagraph").render())
         assert shown == "[bold]x[/bold] red [@click=app.quit]quit[/] a"
         assert str(screen.query(MessageView).first().query_one(".plain", Static).render()) == "[b]me[/b]"
