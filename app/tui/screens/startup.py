@@ -178,7 +178,7 @@ def _note(health: Health) -> str:
     if any(engine.state == "restarting" for engine in health.engines):
         return RESTARTING
     compiling = any(
-        stage.stage in ("pack", "warm up") and not stage.finished and stage.seconds > COMPILING_SECONDS
+        stage.stage in ("pack", "measure", "warm up") and not stage.finished and stage.seconds > COMPILING_SECONDS
         for engine in health.engines
         for stage in engine.stages
     )

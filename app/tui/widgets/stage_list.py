@@ -49,9 +49,15 @@ class StageRow(Horizontal):
         total = stage.total or 1
         done = total if stage.finished else stage.done
         self.query_one(ProgressBar).update(total=total, progress=min(done, total))
-        counted = f"{figures.size(done)} of {figures.size(total)}" if stage.total else ""
-        self.query_one(".bytes", Static).update(counted)
+        self.query_one(".bytes", Static).update(_counted(stage.stage, done, stage.total))
         self.query_one(".time", Static).update(figures.seconds(stage.seconds))
+
+
+def _counted(stage: str, done: int, total: int) -> str:
+    """How far a stage is: tokens while KV formats are measured, else bytes; nothing where it cannot be counted."""
+    if not total:
+        return ""
+    return f"{done:,} of {total:,} tokens" if stage == "measure" else f"{figures.size(done)} of {figures.size(total)}"
 
 
 class StageList(Vertical):
