@@ -15,7 +15,9 @@ def scale_of(x: Tensor, largest: float) -> Tensor:
 
     A row with a NaN or infinity gets a NaN or infinite scale, which makes the whole row, as decoded, not finite.
     """
-    peak = x.float().abs().amax(dim=-1) / largest
+    peak = x.float().abs().amax(dim=-1)
+    # A tensor, because CUDA multiplies by the reciprocal of a number, which rounds differently.
+    peak = peak / torch.full_like(peak, largest)
     rounded_up = ((peak.view(torch.int32) + 0xFFFF) >> 16 << 16).view(torch.float32)
     kept = torch.where(peak.isfinite(), rounded_up, peak)
     return torch.where(kept == 0, 1.0, kept).to(torch.bfloat16)
