@@ -42,17 +42,21 @@ from kvcache.attention.processor_span import (
 )  # fmt: skip
 from kvcache.attention.processor_work import ITEM_ROWS, LINE_WORDS, SPAN
 from kvcache.attention.softmax import HIDDEN, cap_scores, scale_scores, soften_row
-from quant.cpu.codes import PLAIN
+from quant.cpu.codes import FP8_CODES, PLAIN
 from quant.cpu.memory import bits_of_float, floats_at, halves_at, short_integers_at
 from quant.cpu.team import ITEM_SIGNATURE, arguments_at
-from quant.cpu.tiles import gather_rows, product_rows
+from quant.cpu.tiles import gather_codes, gather_rows, product_codes, product_rows
 
 LOG2_E = numpy.float32(1.4426950408889634)
+# Rows for which widening codes in registers is faster than widening them once, in memory, for all rows.
+CODED_ROWS = 4
 # Floats behind a partial result's sums: its peak and total, and the rest of a cache line.
 PARTIAL_EXTRA = 16
 
 _score = product_rows(BLOCKS, rounded=False)
+_score_codes = product_codes(BLOCKS)
 _sum_wide, _sum_narrow = gather_rows(4), gather_rows(1)
+_sum_codes, _sum_code = gather_codes(4), gather_codes(1)
 
 
 @njit(nogil=True, cache=True)
@@ -71,6 +75,9 @@ def _item(words, line, kv_head, table, members, positions, oldest, scratch):
     _copy_query(words, members, first_head, heads, copied)
     _begin_rows(rows, value_size, heads, 0 if line[8] >= 0 else words[at.SINKS], first_head, scratch)
     keys_scaled, capped = words[at.KEY_KIND] != PLAIN, constants[1] > numpy.float32(0.0)
+    # Few rows widen codes in their registers; latents are turned from what was widened.
+    few = paired != 0 and rows <= CODED_ROWS and words[at.VALUES] != 0
+    keys_coded, values_coded = few and keys_scaled, few and words[at.VALUE_KIND] != PLAIN
     shares = value_shares(words, scratch)
     place = low & -unit
     while place < high:
@@ -82,11 +89,17 @@ def _item(words, line, kv_head, table, members, positions, oldest, scratch):
             column = (ahead >> shift) - line[1]
             following = table[column : column + (min(SPAN, high - ahead) + unit - 1) // unit]
             ask_for_pages(words, kv_head, following, ahead & (words[at.PAGE_TOKENS] - 1))
-        find_keys(words, kv_head, pages, offset, scratch)
-        _score(
-            rows, paired, copied, key_size * element, key_steps, scratch[ZEROS], scores, SPAN * 4, 0, blocks[0],
-            blocks[1], blocks[2], blocks[3],
-        )  # fmt: skip
+        find_keys(words, kv_head, pages, offset, keys_scaled and not keys_coded, scratch)
+        if keys_coded:
+            _score_codes(
+                rows, words[at.KEY_KIND] == FP8_CODES, copied, key_size * element, key_steps, scores, SPAN * 4,
+                blocks[0], blocks[1], blocks[2], blocks[3],
+            )  # fmt: skip
+        else:
+            _score(
+                rows, paired, copied, key_size * element, key_steps, scratch[ZEROS], scores, SPAN * 4, 0, blocks[0],
+                blocks[1], blocks[2], blocks[3],
+            )  # fmt: skip
         find_shares(words, kv_head, pages, offset, scratch)
         for row in range(rows):
             own, seen_from = positions[row], oldest[row]
@@ -101,9 +114,23 @@ def _item(words, line, kv_head, table, members, positions, oldest, scratch):
             )  # fmt: skip
             if factor[row] != numpy.float32(1.0):
                 _shrink(sums + row * value_size * 4, value_size, factor[row])
-        count, begin, steps, stride = find_values(words, kv_head, pages, offset, span, scratch)
+        count, begin, steps, stride = find_values(
+            words, kv_head, pages, offset, span, not values_coded, scratch
+        )  # fmt: skip
         _sum_values(
-            rows, paired, weights, SPAN * element, scratch[PAGES], count, begin, steps, stride, value_size >> 4, sums
+            rows,
+            paired,
+            values_coded,
+            words[at.VALUE_KIND] == FP8_CODES,
+            weights,
+            SPAN * element,
+            scratch[PAGES],
+            count,
+            begin,
+            steps,
+            stride,
+            value_size >> 4,
+            sums,
         )
         place += SPAN
     _hand_over(words, line, members, first_head, heads, scratch)
@@ -153,16 +180,22 @@ def _begin_rows(rows, value_size, heads, sinks, first_head, scratch):
 
 
 @njit(nogil=True, cache=True)
-def _sum_values(rows, paired, weights, stride, pages, count, offset, steps, block_stride, blocks, sums):
-    """sums [rows][blocks * 16] += weights [rows] x the values of `count` pages."""
-    block = 0
+def _sum_values(rows, paired, coded, fp8, weights, stride, pages, count, offset, steps, block_stride, blocks, sums):
+    """sums [rows][blocks * 16] += weights [rows] x the values of `count` pages, which are codes where `coded`."""
+    block, width = 0, blocks * 64
     while block < blocks:
         begin, target = offset + block * block_stride, sums + block * 64
         if block + 4 <= blocks:
-            _sum_wide(rows, paired, weights, stride, pages, count, begin, steps, block_stride, target, blocks * 64)
+            if coded:
+                _sum_codes(rows, fp8, weights, stride, pages, count, begin, steps, block_stride, target, width)
+            else:
+                _sum_wide(rows, paired, weights, stride, pages, count, begin, steps, block_stride, target, width)
             block += 4
         else:
-            _sum_narrow(rows, paired, weights, stride, pages, count, begin, steps, block_stride, target, blocks * 64)
+            if coded:
+                _sum_code(rows, fp8, weights, stride, pages, count, begin, steps, block_stride, target, width)
+            else:
+                _sum_narrow(rows, paired, weights, stride, pages, count, begin, steps, block_stride, target, width)
             block += 1
 
 
@@ -181,7 +214,8 @@ def _hand_over(words, line, members, first_head, heads, scratch):
         else:
             number = (line[8] + token) * words[at.GROUP] * words[at.KV_HEADS] + head
             partial = carray(floats_at(words[at.PARTIALS] + number * (size + PARTIAL_EXTRA) * 4), (size + 2,))
-            partial[:size] = sums[row]
+            for i in range(size):
+                partial[i] = sums[row, i]
             partial[size], partial[size + 1] = peak[row], total[row]
 
 

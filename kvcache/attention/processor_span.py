@@ -35,22 +35,26 @@ def scratch_sizes(key_size: int, value_size: int) -> tuple[int, ...]:
 
 
 @njit(nogil=True, cache=True)
-def find_keys(words, kv_head, pages, offset, scratch):
-    """KEY_BLOCKS become the addresses of the span's packed keys. pages: the span's, from `offset` in the first on."""
+def find_keys(words, kv_head, pages, offset, widen, scratch):
+    """KEY_BLOCKS become the addresses of the span's packed keys, or with `widen` of what their codes stand for.
+
+    pages: the span's, from `offset` in the first on.
+    """
     paired, kind, size, unit = words[at.PAIRED], words[at.KEY_KIND], words[at.KEY_SIZE], words[at.UNIT]
     wide = 2 if paired else 4
-    element = wide if kind == PLAIN else 1
+    element = 1 if kind != PLAIN else wide
     blocks, base = arguments_at(scratch[KEY_BLOCKS], BLOCKS), words[at.KEYS] + kv_head * words[at.KEY_HEAD]
     found = 0
     for index in range(len(pages)):
         begin = base + words[at.KEY_PAGE] * pages[index] + offset * size * element
-        if kind != PLAIN:
+        if widen:
             target = scratch[WIDE_KEYS] + index * unit * size * wide
             widen_codes(kind, paired, begin, target, unit * size // CODES)
-            begin = target
+            begin, element = target, wide
         for block in range(unit >> 4):
-            blocks[found] = begin + block * size * 16 * wide
+            blocks[found] = begin + block * size * 16 * element
             found += 1
+        element = 1 if kind != PLAIN else wide
     for index in range(found, BLOCKS):
         blocks[index] = blocks[0]
 
@@ -86,8 +90,11 @@ def _widen_scales(base, stride, unit, pages, target):
 
 
 @njit(nogil=True, cache=True)
-def find_values(words, kv_head, pages, offset, span, scratch):
-    """PAGES become the addresses of the span's packed values: their count, and offset, steps and stride in each."""
+def find_values(words, kv_head, pages, offset, span, widen, scratch):
+    """PAGES become the addresses of the span's packed values, or with `widen` of what their codes stand for.
+
+    Returns their count, and the values' offset, steps and stride in each.
+    """
     paired, page_tokens, size, unit = words[at.PAIRED], words[at.PAGE_TOKENS], words[at.VALUE_SIZE], words[at.UNIT]
     element, pair = (2, 2) if paired else (4, 1)
     if words[at.VALUES] == 0:
@@ -97,6 +104,8 @@ def find_values(words, kv_head, pages, offset, span, scratch):
         places[index] = base + words[at.VALUE_PAGE] * pages[index]
     if words[at.VALUE_KIND] == PLAIN:
         return len(pages), offset * 64 // pair, unit // pair, page_tokens * 64 // pair
+    if not widen:
+        return len(pages), offset * 16, unit // pair, page_tokens * 16
     wide = unit * 16 * element
     for index in range(len(pages)):
         target = scratch[WIDE_VALUES] + index * unit * size * element
@@ -130,7 +139,13 @@ def ask_for_pages(words, kv_head, pages, offset):
     value_bytes = plain if words[at.VALUE_KIND] == PLAIN else 1
     keys = words[at.KEYS] + kv_head * words[at.KEY_HEAD] + offset * key_bytes
     values = words[at.VALUES] + kv_head * words[at.VALUE_HEAD] + offset * 16 * value_bytes
+    key_scales = words[at.KEY_SCALES] + kv_head * words[at.KEY_SCALE_HEAD] + offset * 2
+    value_scales = words[at.VALUE_SCALES] + kv_head * words[at.VALUE_SCALE_HEAD] + offset * 2
     for index in range(len(pages)):
+        if words[at.KEY_KIND] != PLAIN:
+            ask_for(key_scales + words[at.KEY_SCALE_PAGE] * pages[index], (unit >> 5) + 1)
+        if words[at.VALUE_KIND] != PLAIN:
+            ask_for(value_scales + words[at.VALUE_SCALE_PAGE] * pages[index], (unit >> 5) + 1)
         ask_for(keys + words[at.KEY_PAGE] * pages[index], unit * key_bytes >> 6)
         if words[at.VALUES] == 0:
             continue

@@ -86,11 +86,14 @@ def plan_work(step: GroupStep, shape: AttentionShape, threads: int) -> Work:
 
 def _own_areas(edges: Integers, counts: Integers, positions: Integers, tokens: int, shape: AttentionShape) -> _Areas:
     """Each sequence's tokens by themselves, `tokens` an item."""
-    pieces = -(-counts // tokens)
-    rows = numpy.repeat(numpy.arange(len(counts)), pieces)
-    within = _counted(pieces) * tokens
-    begins = edges[rows] + within
-    sizes = numpy.minimum(tokens, counts[rows] - within)
+    if int(counts.max()) <= tokens:
+        rows, begins, sizes = numpy.arange(len(counts)), edges[:-1], counts
+    else:
+        pieces = -(-counts // tokens)
+        rows = numpy.repeat(numpy.arange(len(counts)), pieces)
+        within = _counted(pieces) * tokens
+        begins = edges[rows] + within
+        sizes = numpy.minimum(tokens, counts[rows] - within)
     first = positions[begins]
     if shape.window is None:
         lows = numpy.zeros_like(first)
@@ -113,13 +116,18 @@ def _with_shared(
     groups = shared_prefixes(tables, starts // size, few, -(-LEAST_SHARED // size))
     lows, partial, added, lists, end = areas.lows.copy(), areas.partial.copy(), [], [members], len(members)
     for group in groups:
-        own = numpy.isin(areas.rows, group.rows)
+        inside = numpy.zeros(len(counts), numpy.bool_)
+        inside[list(group.rows)] = True
+        own = inside[areas.rows]
         lows[own], partial[own] = group.pages * size, True
-        tokens_of = numpy.concatenate([numpy.arange(edges[row], edges[row + 1]) for row in group.rows])
-        for part in numpy.array_split(tokens_of, -(-len(tokens_of) // tokens)):
-            lists.append(part)
-            added.append((group.rows[0], end, len(part), 0, group.pages * size))
-            end += len(part)
+        together = numpy.flatnonzero(numpy.repeat(inside, counts))
+        lists.append(together)
+        # Even parts: a short last one would read all for a row or two.
+        part = -(-len(together) // -(-len(together) // tokens))
+        for first in range(0, len(together), part):
+            taken = min(part, len(together) - first)
+            added.append((group.rows[0], end + first, taken, 0, group.pages * size))
+        end += len(together)
     if not added:
         return areas, members
     rows, begins, sizes, low, high = numpy.array(added, numpy.int64).T
@@ -159,8 +167,9 @@ def _merges(areas: _Areas, members: Integers) -> tuple[Integers, Integers, Integ
     counts = areas.counts[areas.partial]
     tokens = members[numpy.repeat(areas.begins[areas.partial], counts) + _counted(counts)]
     parts = numpy.argsort(tokens, kind="stable")
-    merged, firsts = numpy.unique(tokens[parts], return_index=True)
-    return merged, numpy.append(firsts, len(tokens)), parts, len(tokens)
+    ordered = tokens[parts]
+    firsts = numpy.flatnonzero(numpy.append(True, ordered[1:] != ordered[:-1]))
+    return ordered[firsts], numpy.append(firsts, len(tokens)), parts, len(tokens)
 
 
 def _counted(counts: Integers) -> Integers:

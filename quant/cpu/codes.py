@@ -125,6 +125,15 @@ def _group(builder: ir.IRBuilder, codes: Value, *, halves: bool, fp8: bool) -> l
     return _steps_by_widening(builder, codes, fp8=fp8)
 
 
+def steps_of(builder: ir.IRBuilder, codes: Value, *, fp8: bool) -> list[Value]:
+    """The two steps of a group for a model in bfloat16: 16 lanes of 32 bits each, a pair in each."""
+    vectors = _group(builder, codes, halves=True, fp8=fp8)
+    if len(vectors) > 2:
+        joined = ir.Constant(ir.VectorType(ir.IntType(32), 2 * LANES), list(range(2 * LANES)))
+        vectors = [builder.shuffle_vector(vectors[i], vectors[i + 1], joined) for i in (0, 2)]
+    return [builder.bitcast(vector, INTS) for vector in vectors]
+
+
 def _widen_codes() -> Any:
     """Numba intrinsic `(kind, paired, source, target, count)`.
 

@@ -8,7 +8,8 @@ All sums of a tile stay in vector registers. Two element kinds are known, each w
                                    processor has it, else two fused multiply-adds on the widened halves)
 
 The register-blocked outer product follows Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication"
-(2008). Everything here takes raw addresses; shapes and lifetimes are the callers' business.
+(2008). Packed columns of bfloat16 may also be codes of one byte, in the order that `codes` says, widened in registers.
+Everything here takes raw addresses; shapes and lifetimes are the callers' business.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from quant.cpu.codes import CODES, GROUP, steps_of
 from quant.cpu.instructions import (
     FLOAT,
     FLOATS,
@@ -177,6 +179,59 @@ def _product_tile(rows: int, blocks: int, *, rounded: bool) -> Callable[[ir.Func
     return write
 
 
+def _coded_steps(builder: ir.IRBuilder, totals: Totals, rows: list[Value], blocks: list[Value], *, fp8: bool) -> Totals:
+    """Two steps of depth over columns that are codes: rows point at two pairs each, blocks at 64 codes each."""
+    columns = [steps_of(builder, load(builder, block, CODES, align=1), fp8=fp8) for block in blocks]
+    for half in (0, 1):
+        lefts = [broadcast(builder, load(builder, offset_by(builder, row, half * 4), INT32)) for row in rows]
+        totals = [
+            [_pair_dot(builder, total, left, column[half]) for total, column in zip(line, columns, strict=True)]
+            for left, line in zip(lefts, totals, strict=True)
+        ]
+    return totals
+
+
+def product_codes(blocks: int) -> Any:
+    """Numba intrinsic `(rows, fp8, left, left_stride, steps, out, out_stride, block_0, ..)`.
+
+    Writes out[row][block * 16 ..] float32 = sum over steps of left[row] x block, where rows are bfloat16 and blocks
+    codes: e4m3 where `fp8`, else int8. `steps` counts pairs and is even. Worth it for one tile of rows: each tile
+    widens the codes anew.
+    """
+
+    def tile(rows: int) -> Callable[[ir.Function], None]:
+        def write(function: ir.Function) -> None:
+            fp8, left, left_stride, steps, out, out_stride, *packed = function.args
+
+            def body(builder: ir.IRBuilder, floating: bool) -> None:
+                def step(builder: ir.IRBuilder, index: Value, totals: Totals) -> Totals:
+                    place = builder.add(left, builder.mul(index, integer(8)))
+                    lines = [row_address(builder, place, left_stride, row) for row in range(rows)]
+                    advance = builder.mul(index, integer(GROUP))
+                    columns = [builder.add(block, advance) for block in packed]
+                    return _coded_steps(builder, totals, lines, columns, fp8=floating)
+
+                zero = ir.Constant(FLOATS, [0.0] * LANES)
+                count = builder.lshr(steps, integer(1))
+                totals = counted_loop(function, builder, count, [[zero] * blocks for _ in range(rows)], step)
+                for row, line in enumerate(totals):
+                    place = row_address(builder, out, out_stride, row)
+                    for block, total in enumerate(line):
+                        store(builder, total, offset_by(builder, place, block * VECTOR_BYTES))
+                builder.ret_void()
+
+            both_kinds(function, fp8, body)
+
+        return write
+
+    return _in_tiles(f"product_codes_{blocks}", 6 + blocks, tile, (1, 4))
+
+
+def gather_codes(blocks: int) -> Any:
+    """As `gather_rows`, over blocks of codes, with `fp8` in the place of `paired`; left is bfloat16, `steps` even."""
+    return _in_tiles(f"gather_codes_{blocks}", 10, lambda rows: _gather_tile(rows, blocks, coded=True), (1, 8))
+
+
 def gather_rows(blocks: int) -> Any:
     """Numba intrinsic `(rows, paired, left, left_stride, pages, count, offset, steps, block_stride, out, out_stride)`.
 
@@ -187,11 +242,14 @@ def gather_rows(blocks: int) -> Any:
     return _in_tiles(f"gather_{blocks}", 10, lambda rows: _gather_tile(rows, blocks), (1, 8))
 
 
-def _gather_tile(rows: int, blocks: int) -> Callable[[ir.Function], None]:
+def _gather_tile(rows: int, blocks: int, *, coded: bool = False) -> Callable[[ir.Function], None]:
     def write(function: ir.Function) -> None:
-        paired, left, left_stride, pages, count, offset, steps, block_stride, out, out_stride = function.args
+        kind, left, left_stride, pages, count, offset, steps, block_stride, out, out_stride = function.args
 
-        def body(builder: ir.IRBuilder, halves: bool) -> None:
+        # Of codes, two steps are taken at once.
+        taken, size = (2, GROUP) if coded else (1, VECTOR_BYTES)
+
+        def body(builder: ir.IRBuilder, of_first_kind: bool) -> None:
             places = [
                 [
                     offset_by(builder, row_address(builder, out, out_stride, row), block * VECTOR_BYTES)
@@ -205,13 +263,16 @@ def _gather_tile(rows: int, blocks: int) -> Callable[[ir.Function], None]:
                 first = builder.mul(page, steps)
 
                 def step(builder: ir.IRBuilder, index: Value, totals: Totals) -> Totals:
-                    place = builder.add(left, builder.mul(builder.add(first, index), integer(4)))
+                    done = builder.add(first, builder.mul(index, integer(taken)))
+                    place = builder.add(left, builder.mul(done, integer(4)))
                     lines = [row_address(builder, place, left_stride, row) for row in range(rows)]
-                    line = builder.add(base, builder.mul(index, integer(VECTOR_BYTES)))
+                    line = builder.add(base, builder.mul(index, integer(size)))
                     columns = [row_address(builder, line, block_stride, block) for block in range(blocks)]
-                    return _product_step(builder, totals, lines, columns, paired=halves)
+                    if coded:
+                        return _coded_steps(builder, totals, lines, columns, fp8=of_first_kind)
+                    return _product_step(builder, totals, lines, columns, paired=of_first_kind)
 
-                return counted_loop(function, builder, steps, totals, step)
+                return counted_loop(function, builder, builder.udiv(steps, integer(taken)), totals, step)
 
             starts = [[load(builder, place, FLOATS) for place in line] for line in places]
             totals = counted_loop(function, builder, count, starts, page_step)
@@ -220,6 +281,6 @@ def _gather_tile(rows: int, blocks: int) -> Callable[[ir.Function], None]:
                     store(builder, total, place)
             builder.ret_void()
 
-        both_kinds(function, paired, body)
+        both_kinds(function, kind, body)
 
     return write

@@ -132,10 +132,10 @@ def test_latents_equal_the_reference(
 @pytest.mark.parametrize(
     ("formats", "heads", "page_tokens", "shared", "softcap", "sinks"),
     [
-        ("model", NARROW, 16, 9, None, True),
-        ("int8", NARROW, 128, 1, 5.0, False),
-        ("k=fp8,v=model", (48, 1, 64, 32), 16, 5, None, True),
-        ("int8", EVEN, 16, 9, 5.0, True),
+        ("model", NARROW, 16, 17, None, True),
+        ("int8", NARROW, 128, 2, 5.0, False),
+        ("k=fp8,v=model", (48, 1, 64, 32), 16, 16, None, True),
+        ("int8", EVEN, 16, 16, 5.0, True),
         ("model", WIDE, 128, 2, None, False),
     ],
 )

@@ -30,12 +30,68 @@ x[0, 5] = float("nan")
 assert linear(x).isnan().all()
 print("equal")
 """
+CODES_SCRIPT = """
+import quant.cpu.instructions as instructions
+import quant.cpu.codes as codes
+instructions.PAIR_DOT = False
+codes.BYTE_TABLES = False
+import numpy
+import torch
+from numba import njit
+from quant.cpu.codes import widen_codes
+from quant.cpu.tiles import gather_codes
+from quant.kv.table import CODECS
+
+_gather = gather_codes(1)
+
+
+@njit
+def widen(kind, source, target, count):
+    widen_codes(kind, 1, source, target, count)
+
+
+@njit
+def gather(rows, fp8, left, pages, out):
+    _gather(rows, fp8, left, 64, pages, 1, 0, 16, 0, out, 64)
+
+
+# Where each code of a group lies; -128 and NaN aside, which no sum survives.
+place = torch.tensor([e % 32 // 8 * 16 + e // 32 * 8 + e % 8 for e in range(64)])
+for kind, name in ((1, "int8"), (2, "fp8")):
+    codes = torch.arange(256, dtype=torch.uint8)
+    expected = codes.view(CODECS[name].dtype(torch.bfloat16)).float()
+    packed = torch.empty(4, 64, dtype=torch.uint8)
+    packed[:, place] = codes.view(4, 64)
+    found = torch.empty(256).bfloat16()
+    widen(kind, packed.data_ptr(), found.data_ptr(), 4)
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=0, equal_nan=True)
+    chosen = torch.randint(0, 120, (8, 64), dtype=torch.uint8)
+    packed = torch.empty_like(chosen)
+    packed[:, place] = chosen
+    left = torch.randn(3, 32).bfloat16()  # [rows, 16 pairs]
+    out = torch.zeros(3, 16)
+    pages = numpy.array([packed.data_ptr()])
+    gather(3, kind - 1, left.data_ptr(), pages.ctypes.data, out.data_ptr())
+    columns = chosen.view(CODECS[name].dtype(torch.bfloat16)).float().view(16, 16, 2)
+    sums = torch.einsum("rsp,scp->rc", left.float().view(3, 16, 2), columns)
+    torch.testing.assert_close(out, sums, rtol=1e-4, atol=1e-2)
+print("equal")
+"""
+
+
+def run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(folder), "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-c", script], env=environment, cwd=folder, capture_output=True, text=True, timeout=110,
+        check=False,
+    )  # fmt: skip
 
 
 def test_two_multiply_adds_do_what_the_pair_product_does(tmp_path: Path) -> None:
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=110,
-        check=False,
-    )  # fmt: skip
+    done = run(SCRIPT, tmp_path)
+    assert done.stdout == "equal\n", done.stderr
+
+
+def test_codes_are_widened_without_tables_of_bytes(tmp_path: Path) -> None:
+    done = run(CODES_SCRIPT, tmp_path)
     assert done.stdout == "equal\n", done.stderr
