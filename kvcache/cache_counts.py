@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from kvcache.hit import Hit
 from kvcache.lower_tiers import LowerTiers
 from kvcache.page_pool import PagePool
-from kvcache.statistics import CacheStatistics
+from kvcache.statistics import CacheStatistics, DiskFigures
 from kvcache.transfer import Tier
 
 # How much of the measured rate one observation replaces.
@@ -43,8 +43,9 @@ class CacheCounts:
 
 
 def describe(pool: PagePool, lower: LowerTiers, counts: CacheCounts, page_bytes: int) -> CacheStatistics:
-    """A snapshot of all but what only the disk tier itself knows."""
+    """A snapshot."""
     book = lower.book
+    disk = lower.disk.figures() if lower.disk is not None else DiskFigures()
     return CacheStatistics(
         pages_total=pool.total,
         pages_used=pool.used,
@@ -58,14 +59,19 @@ def describe(pool: PagePool, lower: LowerTiers, counts: CacheCounts, page_bytes:
         hit_tokens=counts.hit_tokens,
         host_hit_tokens=counts.host_hit_tokens,
         disk_hit_tokens=counts.disk_hit_tokens,
+        disk_bytes_total=disk.bytes_total,
+        disk_bytes_used=disk.bytes_used,
+        disk_pages=disk.pages,
         evictions=counts.evictions,
         host_evictions=lower.evictions,
+        disk_evictions=disk.evictions,
         offloaded_pages=book.copied[Tier.DEVICE, Tier.HOST],
         stored_pages=book.copied[Tier.HOST, Tier.DISK] + book.copied[Tier.DEVICE, Tier.DISK],
         host_fetched_pages=book.copied[Tier.HOST, Tier.DEVICE],
         disk_fetched_pages=book.copied[Tier.DISK, Tier.DEVICE],
         declined_fetches=counts.declined_fetches,
         failed_transfers=book.failed,
+        rejected_records=disk.rejected,
         offload_rate=book.rate(Tier.DEVICE, Tier.HOST),
         host_fetch_rate=book.rate(Tier.HOST, Tier.DEVICE),
         store_rate=book.rate(Tier.HOST, Tier.DISK) or book.rate(Tier.DEVICE, Tier.DISK),

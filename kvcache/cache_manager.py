@@ -60,7 +60,7 @@ class CacheManager:
         self._index = PrefixIndex()
         self._shape = self._empty_tables()
         self.span = max(group.page_tokens for group in layout.groups)
-        self._lower = LowerTiers(host_pages, disk)
+        self._lower = LowerTiers(host_pages, disk, pages)
         self._fetches: dict[int, SequencePages] = {}
         self._counts = CacheCounts()
 
@@ -189,7 +189,8 @@ class CacheManager:
         """Device pages for all that is missing, by group and place, with orders to fill them."""
         missing = self._missing(pages, hit)
         # Before places are made: making them may evict from the host.
-        sources = [self._lower.hold(key) for _, _, key in missing]
+        # Tails first, so that on disk, too, the beginning of a chain is the newest.
+        sources = [self._lower.hold(key) for _, _, key in reversed(missing)][::-1]
         taken = self._take(len(missing))
         if taken is None:
             raise RuntimeError("pages were counted as available and are not")
@@ -238,7 +239,8 @@ class CacheManager:
             return
         newest = self._entries(self._pool.cached_pages(newest_first=True))
         room = IDLE_STORES - self._lower.book.running_to(Tier.DISK)
-        self._store(list(islice((entry for entry in newest if self._lower.may_store(entry)), max(0, room))), room)
+        chosen = list(islice((entry for entry in newest if self._lower.may_store(entry)), max(0, room)))
+        self._store(chosen[::-1], room)
         self._lower.store_idle()
 
     def _entries(self, cached: Iterable[int]) -> Iterator[IndexedPage]:
@@ -271,7 +273,10 @@ class CacheManager:
         for group, table in enumerate(pages.tables):
             full = length // table.page_tokens
             for number in range(pages.offered[group], full):
-                self._index_page(IndexedPage(pages.chain.keys[group][number], table.page(number), group, pages.owner))
+                key = pages.chain.keys[group][number]
+                self._index_page(
+                    IndexedPage(key, table.page(number), group, pages.owner, uses=self._lower.uses_of(key))
+                )
             pages.offered[group] = max(full, pages.offered[group])
 
     def _index_page(self, entry: IndexedPage) -> None:
@@ -358,7 +363,6 @@ class CacheManager:
             self._pool.touch(entry.page)
 
     def statistics(self) -> CacheStatistics:
-        """All but what only the disk tier knows."""
         return describe(self._pool, self._lower, self._counts, self.layout.page_bytes)
 
     def map(self) -> CacheMap:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from itertools import islice
 
 from kvcache.host_index import HostIndex, HostPage
+from kvcache.lost_keys import LostKeys
 from kvcache.prefix_index import IndexedPage
 from kvcache.transfer import DiskIndex, PageKey, Place, Tier, Transfer, TransferDone
 from kvcache.transfer_book import TransferBook
@@ -21,17 +22,21 @@ BUSY_STORES = 8
 IDLE_STORES = 64
 # How many pages next to be evicted are looked at for what the disk should have.
 LOOKED_AT = 8
+# So many keys are remembered for each page that memory holds, after their pages are gone.
+LOST_PAGES = 8
 DISK = Place(Tier.DISK)
 
 
 class LowerTiers:
     """Host and disk as the cache manager sees them. Either may be missing."""
 
-    def __init__(self, host_pages: int, disk: DiskIndex | None) -> None:
+    def __init__(self, host_pages: int, disk: DiskIndex | None, device_pages: int) -> None:
         self.host = HostIndex(host_pages)
         self.disk = disk
         self.book = TransferBook()
         self.evictions = 0
+        # Only a disk asks how often a page was wanted.
+        self._lost = LostKeys(LOST_PAGES * (host_pages + device_pages) if disk is not None else 0)
         self._arriving: set[PageKey] = set()
         self._storing: set[PageKey] = set()
         # A slot next to be evicted is stored while there are still this many free ones.
@@ -59,6 +64,7 @@ class LowerTiers:
             self.host.touch(entry.key, entry.uses)
             return
         if self.host.total == 0 or not self._free_a_slot():
+            self._lose(entry.key)
             return
         page = self.host.add(entry.key, entry.group, entry.owner, entry.uses, entry.stored)
         if page is not None:
@@ -83,6 +89,16 @@ class LowerTiers:
     def _evict(self, page: HostPage) -> None:
         self.host.drop(page.key)
         self.evictions += 1
+        self._lose(page.key)
+
+    def _lose(self, key: PageKey) -> None:
+        """No memory holds this page any more."""
+        if self.disk is not None and key not in self.disk:
+            self._lost.add(key)
+
+    def uses_of(self, key: PageKey) -> int:
+        """How often a page that was just computed has been wanted: twice, if it had been here before."""
+        return SECOND_USE if self._lost.take(key) else 1
 
     def store_ahead(self) -> None:
         """Begins to store what the host will evict next, so that evicting need not wait for the disk."""
@@ -119,7 +135,8 @@ class LowerTiers:
         room = IDLE_STORES - self.book.running_to(Tier.DISK)
         newest = self.host.in_order(newest_first=True)
         wanted = (page for page in newest if page.offload is None and self.may_store(page))
-        for page in list(islice(wanted, max(0, room))):
+        # The disk evicts what came first, first: so tails of chains come before their beginnings.
+        for page in reversed(list(islice(wanted, max(0, room)))):
             self._store_from_host(page)
 
     def hold(self, key: PageKey) -> HostPage | None:

@@ -60,6 +60,17 @@ class CacheStatistics(Struct, frozen=True, kw_only=True):
     compute_rate: float = 0.0
 
 
+class DiskFigures(Struct, frozen=True, kw_only=True):
+    """What the disk tier tells of itself. Sizes are the whole folder's; evictions and rejected records are counted from
+    the engine's start."""
+
+    bytes_total: int = 0
+    bytes_used: int = 0
+    pages: int = 0
+    evictions: int = 0
+    rejected: int = 0
+
+
 class CacheMap(Struct, frozen=True):
     """What the device's pages hold, for people to look at: one byte a cell, each the state of a run of pages.
 

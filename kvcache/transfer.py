@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from kvcache.statistics import DiskFigures
+
 # SHA-256 over the tokens from the first position to the page's end, and all else that its bytes depend on; 32 bytes.
 PageKey = bytes
 
@@ -81,4 +83,8 @@ class DiskIndex(Protocol):
 
     def touch(self, key: PageKey) -> None:
         """The record was wanted again: it is evicted later."""
+        ...
+
+    def figures(self) -> DiskFigures:
+        """A snapshot for the statistics; called at every step."""
         ...

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvcache.statistics import DiskFigures
 from kvcache.tiers.record import Miss, PageShape, RecordHeader, Signer
 from kvcache.tiers.record_folder import RecordFolder
 from kvcache.transfer import PageKey
@@ -182,6 +183,17 @@ class DiskTier:
                 evictions=self._evictions,
                 failed_writes=self._failed_writes,
                 misses=dict(self._misses),
+            )
+
+    def figures(self) -> DiskFigures:
+        with self._guard:
+            rejected = sum(number for reason, number in self._misses.items() if reason is not Miss.MISSING)
+            return DiskFigures(
+                bytes_total=self._budget,
+                bytes_used=self._bytes,
+                pages=len(self._records),
+                evictions=self._evictions,
+                rejected=rejected,
             )
 
     def close(self) -> None:
