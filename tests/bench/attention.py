@@ -51,15 +51,15 @@ class Work:
 
     def microseconds(self) -> tuple[float, float, float]:
         """Preparing the step, and writing and attending a layer."""
-        began = time.thread_time()
+        began = time.perf_counter()
         prepared = self._kernel.prepare(self._step, self._shape)
-        planned = time.thread_time()
+        planned = time.perf_counter()
         for pages in self._layers:
             self._kernel.write(self._key, self._value, pages, prepared)
-        written = time.thread_time()
+        written = time.perf_counter()
         for pages in self._layers:
             self._kernel.attend(self._query, pages, prepared, scaling=SIZE**-0.5)
-        ended = time.thread_time()
+        ended = time.perf_counter()
         count = len(self._layers)
         return (planned - began) * 1e6, (written - planned) / count * 1e6, (ended - written) / count * 1e6
 
