@@ -29,19 +29,19 @@ SHOWN = (*TIERS, "lookup_tokens", "hit_tokens", "host_hit_tokens", "evictions", 
 def main() -> int:
     options = _options()
     load = ChatLoad(options.chats, options.turns, options.words, options.answer, options.seed)
-    expected, _ = _run(load, options, "--dtype", "float32", "--kv-pool", "2GiB", "--host-cache", "0")
+    expected, _ = _run(load, options, None, "--dtype", "float32", "--kv-pool", "2GiB", "--host-cache", "0")
     small = ("--dtype", "float32", "--kv-pool", options.pool, "--host-cache", options.pool, "--disk-cache", "1GiB")
-    given, statistics = _run(load, options, *small)
+    given, statistics = _run(load, options, expected, *small)
     tokens = statistics["lookup_tokens"]
     print(f"float32: {_share(given, expected)} of answers equal; {tokens:,} tokens asked for")
     for name in SHOWN:
         print(f"  {name:<20} {statistics[name]:>12,}")
     unused = [name for name in TIERS if not statistics[name]]
-    quantized, _ = _run(load, options, *small, "--kv-format", "int8")
+    quantized, _ = _run(load, options, expected, *small, "--kv-format", "int8")
     print(f"int8:    {_share(quantized, expected)} of answers equal")
     wrong = [turn for turn in expected if given[turn] != expected[turn]]
     for turn in wrong:
-        print(f"FAILED: chat {turn[0]}, turn {turn[1]}: {given[turn]!r} instead of {expected[turn]!r}")
+        print(f"FAILED: chat {turn[0]}, turn {turn[1]}, time {turn[2]}: {given[turn]!r} instead of {expected[turn]!r}")
     for name in unused:
         print(f"FAILED: {name} is 0: this run has not tested it")
     if not conserved(statistics):
@@ -49,14 +49,20 @@ def main() -> int:
     return 1 if wrong or unused or not conserved(statistics) else 0
 
 
-def _run(load: ChatLoad, options: Any, *server: str) -> tuple[Mapping[Turn, str], dict[str, Any]]:
-    """The load's answers by a server with these options, and what its cache then tells."""
+def _run(
+    load: ChatLoad, options: Any, history: Mapping[Turn, str] | None, *server: str
+) -> tuple[Mapping[Turn, str], dict[str, Any]]:
+    """The load's answers by a server with these options, going on from these, and what its cache then tells."""
     print("== shardwise serve starter", *server, file=sys.stderr, flush=True)
     with (
         tempfile.TemporaryDirectory() as folder,
         running_server(Path(folder), *server, "--cache-dir", f"{folder}/pages") as running,
     ):
-        answers = asyncio.run(load.run(running.url, concurrency=options.concurrency, pause=options.pause))
+        answers = asyncio.run(
+            load.run(
+                running.url, concurrency=options.concurrency, again=options.again, pause=options.pause, history=history
+            )
+        )
         return answers, cache_statistics(running.url)
 
 
@@ -73,6 +79,7 @@ def _options() -> Any:
     parser.add_argument("--answer", type=int, default=32, help="most tokens of an answer")
     parser.add_argument("--pool", default="200MiB", help="size of the pool, and of the host tier")
     parser.add_argument("--concurrency", type=int, default=6)
+    parser.add_argument("--again", type=int, default=7, help="chats after which an answer is asked for again")
     parser.add_argument("--pause", type=float, default=4.0, help="seconds without requests between rounds")
     parser.add_argument("--seed", type=int, default=1)
     return parser.parse_args()

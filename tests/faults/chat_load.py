@@ -1,17 +1,18 @@
-"""A load of chats that return: each has turns, each turn sends all before it again, as a person's client does."""
+"""A load of chats that return: each turn sends all before it again, and some answers are asked for anew."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from importlib.resources import files
 
 import httpx
 import openai
 from openai.types.chat import ChatCompletionAssistantMessageParam, ChatCompletionUserMessageParam
 
-Turn = tuple[int, int]
+# Number of the chat, of the turn, and of the time that this answer is asked for.
+Turn = tuple[int, int, int]
 Message = ChatCompletionUserMessageParam | ChatCompletionAssistantMessageParam
 
 
@@ -33,24 +34,40 @@ class ChatLoad:
         ]
 
     async def run(
-        self, url: str, *, concurrency: int, pause: float = 0.0, patience: Callable[[], bool] = lambda: False
+        self,
+        url: str,
+        *,
+        concurrency: int,
+        again: int | None = None,
+        pause: float = 0.0,
+        history: Mapping[Turn, str] | None = None,
+        patience: Callable[[], bool] = lambda: False,
     ) -> dict[Turn, str]:
         """All turns, round by round over all chats: the answers. Between rounds nobody asks for `pause` seconds.
 
-        patience: asked after a request failed; True tries it again. Raises the failure otherwise.
+        again: an answer is asked for a second time when so many further chats have had their turn. history: the answers
+        that chats go on from, where not their own: so one that differs does not change what follows. patience: asked
+        after a request failed; True tries it again. Raises the failure otherwise.
         """
         answers: dict[Turn, str] = {}
         places = asyncio.Semaphore(concurrency)
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=300, max_retries=0) as client:
 
-            async def one(chat: int, turn: int) -> None:
+            async def one(chat: int, turn: int, time: int) -> None:
                 async with places:
-                    answers[chat, turn] = await self._answer(client, self._messages(chat, turn, answers), patience)
+                    messages = self._messages(chat, turn, answers if history is None else history)
+                    answers[chat, turn, time] = await self._answer(client, messages, patience)
 
             for turn in range(self.turns):
-                await asyncio.gather(*(one(chat, turn) for chat in range(self.chats)))
+                await asyncio.gather(*(one(*turn) for turn in self._round(turn, again)))
                 await asyncio.sleep(pause)
         return answers
+
+    def _round(self, turn: int, again: int | None) -> Iterator[Turn]:
+        for chat in range(self.chats):
+            yield chat, turn, 0
+            if again is not None and chat >= again:
+                yield chat - again, turn, 1
 
     async def _answer(self, client: openai.AsyncOpenAI, messages: list[Message], patience: Callable[[], bool]) -> str:
         while True:
@@ -68,12 +85,12 @@ class ChatLoad:
                     raise
                 await asyncio.sleep(0.5)
 
-    def _messages(self, chat: int, turn: int, answers: dict[Turn, str]) -> list[Message]:
+    def _messages(self, chat: int, turn: int, answers: Mapping[Turn, str]) -> list[Message]:
         messages: list[Message] = []
         for number in range(turn + 1):
             question = self._questions[chat][number]
             text = f"{self._openings[chat]}\n\n{question}" if number == 0 else question
             messages.append({"role": "user", "content": text})
             if number < turn:
-                messages.append({"role": "assistant", "content": answers[chat, number]})
+                messages.append({"role": "assistant", "content": answers[chat, number, 0]})
         return messages
