@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from backend.engine_settings import EngineSettings
 from backend.hardware.cpu import read_cpu
-from backend.library.locations import cache_home, source_root
+from backend.kernel_cache import kernel_cache
+from backend.library.locations import source_root
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -33,7 +34,7 @@ def engine_environment(settings: EngineSettings, inherited: Mapping[str, str]) -
         # A thread that spins at a barrier takes the processor from the one it waits for as soon as anything else
         # runs here, our own server included: with 2 threads on 2 busy cores, a step took 25 ms waiting, 300 spinning.
         "OMP_WAIT_POLICY": inherited.get("OMP_WAIT_POLICY") or "passive",
-        "NUMBA_CACHE_DIR": inherited.get("NUMBA_CACHE_DIR") or str(cache_home() / "numba"),
+        "NUMBA_CACHE_DIR": inherited.get("NUMBA_CACHE_DIR") or str(kernel_cache()),
         # GPUs in the order that nvidia-smi and NVML count them, so that every part means the same one by a number.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),

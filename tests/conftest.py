@@ -13,8 +13,12 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 import pytest
 from hypothesis import settings
 
+from backend.kernel_cache import kernel_cache
 from backend.library.files import ModelFiles
 from backend.library.resolve import pull
+
+# Before anything loads numba.
+os.environ.setdefault("NUMBA_CACHE_DIR", str(kernel_cache()))
 
 settings.register_profile("repeatable", max_examples=100, derandomize=True, deadline=None, database=None)
 settings.register_profile("long", max_examples=3000, derandomize=False, deadline=None)

@@ -24,6 +24,8 @@ from kvcache.attention.processor_span import (
     FACTORS,
     KEY_BLOCKS,
     KEY_SHARES,
+    NEXT_KEYS,
+    NEXT_PAGES,
     OLDEST,
     OWN_POSITIONS,
     PAGES,
@@ -34,7 +36,9 @@ from kvcache.attention.processor_span import (
     TOTALS,
     WEIGHTS,
     ZEROS,
-    ask_for_pages,
+    ask_for_codes,
+    ask_for_scales,
+    find_following,
     find_keys,
     find_shares,
     find_values,
@@ -78,22 +82,31 @@ def _item(words, line, kv_head, table, members, positions, oldest, scratch):
     # Few rows widen codes in their registers; latents are turned from what was widened.
     few = paired != 0 and rows <= CODED_ROWS and words[at.VALUES] != 0
     keys_coded, values_coded = few and keys_scaled, few and words[at.VALUE_KIND] != PLAIN
+    coded = keys_scaled or words[at.VALUE_KIND] != PLAIN
+    following_blocks = arguments_at(scratch[NEXT_KEYS], BLOCKS)
     shares = value_shares(words, scratch)
     place = low & -unit
     while place < high:
         span = min(SPAN, high - place)
         offset, column = place & (words[at.PAGE_TOKENS] - 1), (place >> shift) - line[1]
         pages = table[column : column + (span + unit - 1) // unit]
-        if place + SPAN < high:
-            ahead = place + SPAN
+        if coded:
+            # The last span asks for itself once more: it is near.
+            ahead = place + SPAN if place + SPAN < high else place
             column = (ahead >> shift) - line[1]
             following = table[column : column + (min(SPAN, high - ahead) + unit - 1) // unit]
-            ask_for_pages(words, kv_head, following, ahead & (words[at.PAGE_TOKENS] - 1))
+            begin = ahead & (words[at.PAGE_TOKENS] - 1)
+            ask_for_scales(words, kv_head, following, begin)
+            if few:
+                find_following(words, kv_head, following, begin, offset, scratch)
+            else:
+                ask_for_codes(words, kv_head, following, begin)
         find_keys(words, kv_head, pages, offset, keys_scaled and not keys_coded, scratch)
         if keys_coded:
             _score_codes(
                 rows, words[at.KEY_KIND] == FP8_CODES, copied, key_size * element, key_steps, scores, SPAN * 4,
-                blocks[0], blocks[1], blocks[2], blocks[3],
+                blocks[0], blocks[1], blocks[2], blocks[3], following_blocks[0], following_blocks[1],
+                following_blocks[2], following_blocks[3],
             )  # fmt: skip
         else:
             _score(
@@ -114,7 +127,7 @@ def _item(words, line, kv_head, table, members, positions, oldest, scratch):
             )  # fmt: skip
             if factor[row] != numpy.float32(1.0):
                 _shrink(sums + row * value_size * 4, value_size, factor[row])
-        count, begin, steps, stride = find_values(
+        count, first, steps, stride = find_values(
             words, kv_head, pages, offset, span, not values_coded, scratch
         )  # fmt: skip
         _sum_values(
@@ -126,11 +139,12 @@ def _item(words, line, kv_head, table, members, positions, oldest, scratch):
             SPAN * element,
             scratch[PAGES],
             count,
-            begin,
+            first,
             steps,
             stride,
             value_size >> 4,
             sums,
+            scratch[NEXT_PAGES],
         )
         place += SPAN
     _hand_over(words, line, members, first_head, heads, scratch)
@@ -180,20 +194,26 @@ def _begin_rows(rows, value_size, heads, sinks, first_head, scratch):
 
 
 @njit(nogil=True, cache=True)
-def _sum_values(rows, paired, coded, fp8, weights, stride, pages, count, offset, steps, block_stride, blocks, sums):
+def _sum_values(
+    rows, paired, coded, fp8, weights, stride, pages, count, offset, steps, block_stride, blocks, sums, following
+):
     """sums [rows][blocks * 16] += weights [rows] x the values of `count` pages, which are codes where `coded`."""
     block, width = 0, blocks * 64
     while block < blocks:
         begin, target = offset + block * block_stride, sums + block * 64
         if block + 4 <= blocks:
             if coded:
-                _sum_codes(rows, fp8, weights, stride, pages, count, begin, steps, block_stride, target, width)
+                _sum_codes(
+                    rows, fp8, weights, stride, pages, count, begin, steps, block_stride, target, width, following
+                )
             else:
                 _sum_wide(rows, paired, weights, stride, pages, count, begin, steps, block_stride, target, width)
             block += 4
         else:
             if coded:
-                _sum_code(rows, fp8, weights, stride, pages, count, begin, steps, block_stride, target, width)
+                _sum_code(
+                    rows, fp8, weights, stride, pages, count, begin, steps, block_stride, target, width, following
+                )
             else:
                 _sum_narrow(rows, paired, weights, stride, pages, count, begin, steps, block_stride, target, width)
             block += 1

@@ -21,8 +21,8 @@ BLOCKS = SPAN // 16
 # A thread's working memory, by number.
 (
     COPIED, SCORES, WEIGHTS, SUMS, ZEROS, PAGES, PEAKS, TOTALS, FACTORS, CONSTANTS, KEY_BLOCKS, WIDE_KEYS, WIDE_VALUES,
-    KEY_SHARES, VALUE_SHARES, ONES, OWN_POSITIONS, OLDEST, CODE_ROW, SCRATCH_WORDS,
-) = range(20)  # fmt: skip
+    KEY_SHARES, VALUE_SHARES, ONES, OWN_POSITIONS, OLDEST, CODE_ROW, NEXT_KEYS, NEXT_PAGES, SCRATCH_WORDS,
+) = range(22)  # fmt: skip
 
 
 def scratch_sizes(key_size: int, value_size: int) -> tuple[int, ...]:
@@ -31,6 +31,7 @@ def scratch_sizes(key_size: int, value_size: int) -> tuple[int, ...]:
     return (
         row * key_size, row * SPAN, row * SPAN, row * value_size, span, BLOCKS * 8, row, row, row, 12, BLOCKS * 8,
         span * key_size, span * value_size, span, span, 0, ITEM_ROWS * 8, ITEM_ROWS * 8, max(key_size, value_size),
+        BLOCKS * 8, BLOCKS * 8,
     )  # fmt: skip
 
 
@@ -132,26 +133,56 @@ def _turn_latents(paired, size, span, scratch):
 
 
 @njit(nogil=True, cache=True)
-def ask_for_pages(words, kv_head, pages, offset):
-    """Asks for the keys and values of a span that is computed next: pages lie anywhere, beyond a prefetcher's guess."""
-    page_tokens, unit, plain = words[at.PAGE_TOKENS], words[at.UNIT], 2 if words[at.PAIRED] else 4
-    key_bytes = words[at.KEY_SIZE] * (plain if words[at.KEY_KIND] == PLAIN else 1)
-    value_bytes = plain if words[at.VALUE_KIND] == PLAIN else 1
-    keys = words[at.KEYS] + kv_head * words[at.KEY_HEAD] + offset * key_bytes
-    values = words[at.VALUES] + kv_head * words[at.VALUE_HEAD] + offset * 16 * value_bytes
-    key_scales = words[at.KEY_SCALES] + kv_head * words[at.KEY_SCALE_HEAD] + offset * 2
-    value_scales = words[at.VALUE_SCALES] + kv_head * words[at.VALUE_SCALE_HEAD] + offset * 2
+def ask_for_codes(words, kv_head, pages, offset):
+    """Asks for the keys and values of a span that is computed next: of codes, a page is shorter than a prefetcher's
+    guess takes to come right."""
+    page_tokens, unit = words[at.PAGE_TOKENS], words[at.UNIT]
+    keys = words[at.KEYS] + kv_head * words[at.KEY_HEAD] + offset * words[at.KEY_SIZE]
+    values = words[at.VALUES] + kv_head * words[at.VALUE_HEAD] + offset * 16
     for index in range(len(pages)):
         if words[at.KEY_KIND] != PLAIN:
-            ask_for(key_scales + words[at.KEY_SCALE_PAGE] * pages[index], (unit >> 5) + 1)
-        if words[at.VALUE_KIND] != PLAIN:
-            ask_for(value_scales + words[at.VALUE_SCALE_PAGE] * pages[index], (unit >> 5) + 1)
-        ask_for(keys + words[at.KEY_PAGE] * pages[index], unit * key_bytes >> 6)
-        if words[at.VALUES] == 0:
+            ask_for(keys + words[at.KEY_PAGE] * pages[index], unit * words[at.KEY_SIZE] >> 6)
+        if words[at.VALUES] == 0 or words[at.VALUE_KIND] == PLAIN:
             continue
         begin = values + words[at.VALUE_PAGE] * pages[index]
         if unit == page_tokens:
-            ask_for(begin, words[at.VALUE_SIZE] * unit * value_bytes >> 6)
+            ask_for(begin, words[at.VALUE_SIZE] * unit >> 6)
         else:
             for block in range(words[at.VALUE_SIZE] >> 4):
-                ask_for(begin + block * page_tokens * 16 * value_bytes, unit * 16 * value_bytes >> 6)
+                ask_for(begin + block * page_tokens * 16, unit * 16 >> 6)
+
+
+@njit(nogil=True, cache=True)
+def ask_for_scales(words, kv_head, pages, offset):
+    """Asks for the scales of a span that is computed next."""
+    key_scales = words[at.KEY_SCALES] + kv_head * words[at.KEY_SCALE_HEAD] + offset * 2
+    value_scales = words[at.VALUE_SCALES] + kv_head * words[at.VALUE_SCALE_HEAD] + offset * 2
+    lines = (words[at.UNIT] >> 5) + 1
+    for index in range(len(pages)):
+        if words[at.KEY_KIND] != PLAIN:
+            ask_for(key_scales + words[at.KEY_SCALE_PAGE] * pages[index], lines)
+        if words[at.VALUE_KIND] != PLAIN:
+            ask_for(value_scales + words[at.VALUE_SCALE_PAGE] * pages[index], lines)
+
+
+@njit(nogil=True, cache=True)
+def find_following(words, kv_head, pages, offset, here, scratch):
+    """NEXT_KEYS and NEXT_PAGES become the addresses of codes that the next span will read, whose pages these are.
+
+    offset: of the next span in its first page; here: of the one that is computed meanwhile.
+    """
+    unit, size = words[at.UNIT], words[at.KEY_SIZE]
+    keys, places = arguments_at(scratch[NEXT_KEYS], BLOCKS), arguments_at(scratch[NEXT_PAGES], BLOCKS)
+    base = words[at.KEYS] + kv_head * words[at.KEY_HEAD] + offset * size
+    values = words[at.VALUES] + kv_head * words[at.VALUE_HEAD] + (offset - here) * 16
+    found = 0
+    for index in range(len(pages)):
+        begin = base + words[at.KEY_PAGE] * pages[index]
+        places[index] = values + words[at.VALUE_PAGE] * pages[index]
+        for block in range(unit >> 4):
+            keys[found] = begin + block * size * 16
+            found += 1
+    for index in range(found, BLOCKS):
+        keys[index] = keys[0]
+    for index in range(len(pages), BLOCKS):
+        places[index] = places[0]

@@ -192,16 +192,18 @@ def _coded_steps(builder: ir.IRBuilder, totals: Totals, rows: list[Value], block
 
 
 def product_codes(blocks: int) -> Any:
-    """Numba intrinsic `(rows, fp8, left, left_stride, steps, out, out_stride, block_0, ..)`.
+    """Numba intrinsic `(rows, fp8, left, left_stride, steps, out, out_stride, block_0, .., next_0, ..)`.
 
     Writes out[row][block * 16 ..] float32 = sum over steps of left[row] x block, where rows are bfloat16 and blocks
     codes: e4m3 where `fp8`, else int8. `steps` counts pairs and is even. Worth it for one tile of rows: each tile
-    widens the codes anew.
+    widens the codes anew. Meanwhile it asks for the memory of the next blocks, line by line: all at once they would
+    fill the queue of what the memory still owes.
     """
 
     def tile(rows: int) -> Callable[[ir.Function], None]:
         def write(function: ir.Function) -> None:
-            fp8, left, left_stride, steps, out, out_stride, *packed = function.args
+            fp8, left, left_stride, steps, out, out_stride, *places = function.args
+            packed, following = places[:blocks], places[blocks:]
 
             def body(builder: ir.IRBuilder, floating: bool) -> None:
                 def step(builder: ir.IRBuilder, index: Value, totals: Totals) -> Totals:
@@ -209,6 +211,8 @@ def product_codes(blocks: int) -> Any:
                     lines = [row_address(builder, place, left_stride, row) for row in range(rows)]
                     advance = builder.mul(index, integer(GROUP))
                     columns = [builder.add(block, advance) for block in packed]
+                    for block in following:
+                        prefetch(builder, builder.add(block, advance))
                     return _coded_steps(builder, totals, lines, columns, fp8=floating)
 
                 zero = ir.Constant(FLOATS, [0.0] * LANES)
@@ -224,12 +228,15 @@ def product_codes(blocks: int) -> Any:
 
         return write
 
-    return _in_tiles(f"product_codes_{blocks}", 6 + blocks, tile, (1, 4))
+    return _in_tiles(f"product_codes_{blocks}", 6 + 2 * blocks, tile, (1, 4))
 
 
 def gather_codes(blocks: int) -> Any:
-    """As `gather_rows`, over blocks of codes, with `fp8` in the place of `paired`; left is bfloat16, `steps` even."""
-    return _in_tiles(f"gather_codes_{blocks}", 10, lambda rows: _gather_tile(rows, blocks, coded=True), (1, 8))
+    """As `gather_rows`, over blocks of codes, with `fp8` in the place of `paired`; left is bfloat16, `steps` even.
+
+    A last argument addresses `count` addresses more, where the next pages begin: these are asked for meanwhile.
+    """
+    return _in_tiles(f"gather_codes_{blocks}", 11, lambda rows: _gather_tile(rows, blocks, coded=True), (1, 8))
 
 
 def gather_rows(blocks: int) -> Any:
@@ -244,7 +251,7 @@ def gather_rows(blocks: int) -> Any:
 
 def _gather_tile(rows: int, blocks: int, *, coded: bool = False) -> Callable[[ir.Function], None]:
     def write(function: ir.Function) -> None:
-        kind, left, left_stride, pages, count, offset, steps, block_stride, out, out_stride = function.args
+        kind, left, left_stride, pages, count, offset, steps, block_stride, out, out_stride = function.args[:10]
 
         # Of codes, two steps are taken at once.
         taken, size = (2, GROUP) if coded else (1, VECTOR_BYTES)
@@ -259,7 +266,9 @@ def _gather_tile(rows: int, blocks: int, *, coded: bool = False) -> Callable[[ir
             ]
 
             def page_step(builder: ir.IRBuilder, page: Value, totals: Totals) -> Totals:
-                base = builder.add(load(builder, builder.add(pages, builder.mul(page, integer(8))), INT64, 8), offset)
+                place = builder.mul(page, integer(8))
+                base = builder.add(load(builder, builder.add(pages, place), INT64, 8), offset)
+                following = load(builder, builder.add(function.args[10], place), INT64, 8) if coded else None
                 first = builder.mul(page, steps)
 
                 def step(builder: ir.IRBuilder, index: Value, totals: Totals) -> Totals:
@@ -268,6 +277,10 @@ def _gather_tile(rows: int, blocks: int, *, coded: bool = False) -> Callable[[ir
                     lines = [row_address(builder, place, left_stride, row) for row in range(rows)]
                     line = builder.add(base, builder.mul(index, integer(size)))
                     columns = [row_address(builder, line, block_stride, block) for block in range(blocks)]
+                    if following is not None:
+                        next_line = builder.add(builder.add(following, offset), builder.mul(index, integer(size)))
+                        for block in range(blocks):
+                            prefetch(builder, row_address(builder, next_line, block_stride, block))
                     if coded:
                         return _coded_steps(builder, totals, lines, columns, fp8=of_first_kind)
                     return _product_step(builder, totals, lines, columns, paired=of_first_kind)

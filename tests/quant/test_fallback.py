@@ -52,7 +52,7 @@ def widen(kind, source, target, count):
 
 @njit
 def gather(rows, fp8, left, pages, out):
-    _gather(rows, fp8, left, 64, pages, 1, 0, 16, 0, out, 64)
+    _gather(rows, fp8, left, 64, pages, 1, 0, 16, 0, out, 64, pages)
 
 
 # Where each code of a group lies; -128 and NaN aside, which no sum survives.

@@ -52,7 +52,7 @@ def test_helpers_that_fell_asleep_are_woken() -> None:
             seen |= counted(team, 200_000)[1]
         if 1 in seen:
             break
-    assert seen == {0, 1}
+    assert 1 in seen
     team.close()
 
 
