@@ -45,9 +45,11 @@ def _first_token(url: str, prompt: list[int]) -> float:
     body = {"model": "starter", "prompt": prompt, "max_tokens": 4, "temperature": 0, "stream": True, "ignore_eos": True}
     began = time.perf_counter()
     with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=600) as stream:
-        next(line for line in stream.iter_lines() if line.startswith("data: "))
+        lines = stream.iter_lines()
+        next(line for line in lines if line.startswith("data: "))
         seconds = time.perf_counter() - began
-        stream.read()
+        for _ in lines:
+            pass
     return seconds
 
 
