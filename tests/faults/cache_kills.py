@@ -21,11 +21,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+from kvcache.tiers.folder import disk_usage
 from tests.fakes.processes import RunningServer, running_server
 from tests.faults.cache_state import cache_statistics, conserved
 from tests.faults.chat_load import ChatLoad, Turn
 
 READY_SECONDS = 120.0
+# Answers are asked for again after so many chats.
+AGAIN = 1
+# Seconds without requests between rounds, in which the engine writes what it has.
+PAUSE = 2.5
 
 
 class Victim:
@@ -49,7 +54,10 @@ class Victim:
     def _loop(self) -> None:
         while not self._ended.is_set():
             try:
-                given = asyncio.run(self._load.run(self.url, concurrency=self._concurrency, patience=self._patience))
+                load = self._load.run(
+                    self.url, concurrency=self._concurrency, again=AGAIN, pause=PAUSE, patience=self._patience
+                )
+                given = asyncio.run(load)
             except Exception as error:  # noqa: BLE001 - the round is given up, and counted
                 self.failures += 1
                 print(f"  a round was given up: {type(error).__name__}: {error}", flush=True)
@@ -67,40 +75,44 @@ class Victim:
 
 def main() -> int:
     options = _options()
-    load = ChatLoad(options.chats, 3, 300, 24, options.seed)
-    base = ("--dtype", "float32", "--max-context", "2048")
+    load = ChatLoad(options.chats, 3, 200, 16, options.seed)
+    base = ("--dtype", "float32", "--max-context", "1024")
     with tempfile.TemporaryDirectory() as folder:
         print("== answers of an undisturbed server", flush=True)
         with running_server(Path(folder), *base, "--kv-pool", "1GiB") as server:
-            expected = asyncio.run(load.run(server.url, concurrency=4))
-        sizes = ("--kv-pool", "100MiB", "--host-cache", "60MiB", "--disk-cache", "200MiB")
+            expected = asyncio.run(load.run(server.url, concurrency=4, again=AGAIN))
+        # Small, so that between two kills pages come to the disk.
+        sizes = ("--kv-pool", "60MiB", "--host-cache", "12MiB", "--disk-cache", "200MiB")
         return _kill(load, expected, Path(folder), (*base, *sizes, "--cache-dir", f"{folder}/pages"), options)
 
 
 def _kill(load: ChatLoad, expected: dict[Turn, str], folder: Path, server: tuple[str, ...], options: Any) -> int:
-    choose, problems, kills, fetched = random.Random(options.seed), 0, 0, 0
+    choose, problems = random.Random(options.seed), 0
     victim = Victim(load, expected, concurrency=4)
     with running_server(folder, *server) as running:
         victim.start(running.url)
-        while kills < options.times:
+        for kill in range(1, options.times + 1):
             time.sleep(choose.uniform(0.5, options.longest))
-            kills += 1
+            right = conserved(cache_statistics(running.url))
+            problems += not right
             os.kill(running.engine_pid(), signal.SIGKILL)
             back = _back(running)
-            statistics = cache_statistics(running.url)
-            right = conserved(statistics)
-            problems += not right
-            fetched += statistics["disk_fetched_pages"]
-            outcome = "ok" if right else "FAILED: pages are lost"
-            records = f"{statistics['disk_pages']} records on disk, {statistics['rejected_records']} rejected"
-            print(f"kill {kills}: back in {back:.1f} s, {records}, {outcome}", flush=True)
+            outcome = "ok" if right else "FAILED: pages were lost"
+            print(f"kill {kill}: {_records(folder)} records on disk, back in {back:.1f} s, {outcome}", flush=True)
         time.sleep(options.longest)
         statistics = cache_statistics(running.url)
-        fetched += statistics["disk_fetched_pages"]
         victim.stop()
-    print(f"{kills} kills: {victim.answers} answers, {victim.wrong} wrong, {victim.failures} requests tried again, "
-          f"{fetched} pages read back from disk, {problems} times pages were lost")  # fmt: skip
-    return 1 if victim.wrong or problems or not victim.answers or not fetched else 0
+    fetched, rejected = statistics["disk_fetched_pages"], statistics["rejected_records"]
+    print(
+        f"{options.times} kills: {victim.answers} answers, {victim.wrong} wrong, {victim.failures} requests tried "
+        f"again, {statistics['stored_pages']} pages written, {fetched} read back, {rejected} records rejected, "
+        f"{problems} times pages were lost"
+    )
+    return 1 if victim.wrong or problems or rejected or not victim.answers or not fetched else 0
+
+
+def _records(folder: Path) -> int:
+    return sum(usage.pages for usage in disk_usage(folder / "pages"))
 
 
 def _back(server: RunningServer) -> float:
@@ -114,8 +126,8 @@ def _back(server: RunningServer) -> float:
 def _options() -> Any:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=50)
-    parser.add_argument("--longest", type=float, default=6.0, help="most seconds between a recovery and the next kill")
-    parser.add_argument("--chats", type=int, default=12)
+    parser.add_argument("--longest", type=float, default=8.0, help="most seconds between a recovery and the next kill")
+    parser.add_argument("--chats", type=int, default=4)
     parser.add_argument("--seed", type=int, default=1)
     return parser.parse_args()
 
