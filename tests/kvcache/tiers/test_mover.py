@@ -220,13 +220,13 @@ def test_nothing_is_done_before_it_is(machine: Machine) -> None:
 def test_fetches_come_before_stores_that_wait(machine: Machine) -> None:
     machine.run(machine.order(device(0), DISK, key=200))
     machine.folder.gate.clear()
-    stores = [machine.order(device(0), DISK, key=key) for key in range(1, 9)]
+    stores = [machine.order(device(0), DISK, key=key) for key in range(1, 49)]
     machine.mover.begin(stores)
     fetch = machine.order(DISK, device(1), key=200)
     machine.mover.begin([fetch])
     machine.folder.gate.set()
     numbers: list[int] = []
-    while len(numbers) < 9:
+    while len(numbers) <= len(stores):
         numbers += [one.number for one in machine.mover.finished(LONG)]
     assert sorted(numbers) == sorted(one.number for one in (*stores, fetch))
     assert numbers[-1] != fetch.number
