@@ -9,14 +9,12 @@ import torch
 
 from backend.batch import Batch, PageSpan, Sampled, SampleTask, Slice
 from backend.device_errors import losing_devices
-from backend.paged_context import PagedContext
+from backend.paged_model import PagedModel
 from backend.request import Sampling
 from backend.sampler import Sampler
-from backend.step_inputs import step_inputs
 from backend.surgery.model import ServedModel
-from kvcache.attention.kernel import AttentionKernel, AttentionShape
-from kvcache.attention.table import attention_kernels, choose_kernel
-from kvcache.layout import CacheLayout, Keeps
+from kvcache.attention.table import attention_kernels
+from kvcache.layout import CacheLayout
 from kvcache.page_memory import PageMemory
 from kvcache.tiers.disk import DiskTier
 from kvcache.tiers.host import HostTier
@@ -32,32 +30,26 @@ class Runner:
 
     def __init__(self, model: ServedModel, layout: CacheLayout, pages: int, team: Team | None) -> None:
         """team: the threads that compute, on a processor."""
-        self._model, self._layout, self._team = model, layout, team
-        self._memory = PageMemory(layout, pages, model.dtype, model.device)
+        self._layout, self._team = layout, team
+        self._paged = PagedModel(model, layout, pages, attention_kernels(team))
+        self._device = model.device
         self._sampler = Sampler(model.facts.vocabulary, model.device)
-        kernels = attention_kernels(team)
-        shapes = {slot: (index, self._shape(slot)) for index, group in enumerate(layout.groups) for slot in group.slots}
-        self._kernels = {slot: choose_kernel(kernels, shape) for slot, (_, shape) in shapes.items()}
-        # Slots of one group and shape share what their kernel prepares of a step.
-        self._kinds: list[tuple[int, AttentionShape, AttentionKernel]] = []
-        self._kind_of: dict[int, int] = {}
-        places: dict[tuple[int, AttentionShape], int] = {}
-        for slot, key in shapes.items():
-            if key not in places:
-                places[key] = len(self._kinds)
-                self._kinds.append((*key, self._kernels[slot]))
-            self._kind_of[slot] = places[key]
         self._mover: PageMover | None = None
+
+    @property
+    def memory(self) -> PageMemory:
+        """The bytes of all pages."""
+        return self._paged.memory
 
     @property
     def kernel_orders(self) -> tuple[str, ...]:
         """The inner order of each slot's pages, which is part of what a cached page's bytes mean."""
-        return tuple(self._kernels[slot].order for slot in sorted(self._kernels))
+        return self._paged.kernel_orders
 
     def attach_tiers(self, host: HostTier | None, disk: DiskTier | None) -> None:
         """From now on batches may carry transfers to and from these tiers, which are the runner's own from here."""
         if host is not None or disk is not None:
-            self._mover = PageMover(self._memory, self._model.device, host, disk)
+            self._mover = PageMover(self.memory, self._device, host, disk)
 
     @losing_devices()
     @torch.inference_mode()
@@ -69,11 +61,7 @@ class Runner:
                 self._mover.settle(written_pages(batch, self._layout))
         if not batch.slices:
             return []
-        whole_length = bool(self._model.recompute_lengths)
-        inputs = step_inputs(batch, self._layout, whole_length=whole_length, device=self._model.device)
-        prepared = tuple(kernel.prepare(inputs.groups[group], shape) for group, shape, kernel in self._kinds)
-        context = PagedContext(self._memory.layers, self._kernels, self._kind_of, prepared)
-        logits = self._model.forward(inputs.tokens, inputs.positions, inputs.rope_lengths, inputs.rows, context)
+        logits = self._paged.forward(batch)
         tasks = [part.sample for part in batch.slices if part.sample is not None]
         sampled = iter(self._sampler.sample(logits, tasks) if tasks else [])
         return [None if part.sample is None else next(sampled) for part in batch.slices]
@@ -83,7 +71,7 @@ class Runner:
 
     def warm_up(self, tokens: int) -> None:
         """One prefill of at most `tokens` and one decode over free pages: compiles kernels, finds the memory peak."""
-        tokens = max(1, min([tokens, *(self._memory.pages * group.page_tokens for group in self._layout.groups)]))
+        tokens = max(1, min([tokens, *(self.memory.pages * group.page_tokens for group in self._layout.groups)]))
         spans = tuple(PageSpan(0, range(-(-tokens // group.page_tokens))) for group in self._layout.groups)
         task = SampleTask(Sampling(), (0,), ())
         for count in (tokens, 1):
@@ -94,26 +82,9 @@ class Runner:
         if self._mover is not None:
             self._mover.close()
             self._mover = None
-        del self._memory
+        del self._paged
         if self._team is not None:
             self._team.close()
-
-    def _shape(self, slot: int) -> AttentionShape:
-        group = next(group for group in self._layout.groups if slot in group.slots)
-        layer = group.layer
-        return AttentionShape(
-            heads=self._model.facts.heads[slot],
-            kv_heads=layer.kv_heads,
-            key_size=layer.key_size,
-            value_size=layer.value_size,
-            page_tokens=group.page_tokens,
-            window=group.window,
-            dtype=self._model.dtype,
-            device=self._model.device,
-            chunked=group.chunked,
-            latent=layer.keeps is Keeps.LATENT,
-            formats=self._layout.formats,
-        )
 
 
 def written_pages(batch: Batch, layout: CacheLayout) -> Iterator[int]:

@@ -124,3 +124,10 @@ class AttentionKernel(Protocol):
         probability and gives no value.
         """
         ...
+
+
+def rows_contiguous(x: Tensor) -> Tensor:
+    """x [T, heads, D] with each token's heads side by side; the stride between tokens may be anything."""
+    if x.stride(2) == 1 and x.stride(1) == x.shape[2]:
+        return x
+    return x.contiguous()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kvcache.attention import processor_words as at
-from kvcache.attention.kernel import AttentionShape, GroupStep, LayerPages
+from kvcache.attention.kernel import AttentionShape, GroupStep, LayerPages, rows_contiguous
 from kvcache.attention.processor_items import PARTIAL_EXTRA, attend_item
 from kvcache.attention.processor_merge import merge_item
 from kvcache.attention.processor_span import scratch_sizes
@@ -83,7 +83,7 @@ class ProcessorKernel:
         return Prepared(work, step.tables.numpy(), step.slots.numpy(), self._partials, shape)
 
     def write(self, key: Tensor, value: Tensor | None, pages: LayerPages, prepared: Prepared) -> None:
-        key, value = _rows_contiguous(key), None if value is None else _rows_contiguous(value)
+        key, value = rows_contiguous(key), None if value is None else rows_contiguous(value)
         words = self._words
         self.place(words, prepared.shape, pages)
         words[1:5] = *_rows(key), *((0, 0) if value is None else _rows(value))
@@ -100,7 +100,7 @@ class ProcessorKernel:
         sinks: Tensor | None = None,
     ) -> Tensor:
         shape, words = prepared.shape, self._words
-        query = _rows_contiguous(query)
+        query = rows_contiguous(query)
         out = torch.empty((query.shape[0], shape.heads, shape.value_size), dtype=query.dtype)
         extra = None if sinks is None else sinks.float().contiguous()
         self.place(words, shape, pages, scaling, softcap or 0.0)
@@ -184,10 +184,3 @@ def _rows(x: Tensor) -> tuple[int, int]:
 def _block(x: Tensor | None) -> tuple[int, int, int]:
     """Where pages [pages, kv_heads, ..] begin, and the bytes from page to page and from head to head."""
     return (0, 0, 0) if x is None else (x.data_ptr(), x.stride(0) * x.element_size(), x.stride(1) * x.element_size())
-
-
-def _rows_contiguous(x: Tensor) -> Tensor:
-    """x [T, heads, D] with each token's heads side by side; the stride between tokens may be anything."""
-    if x.stride(2) == 1 and x.stride(1) == x.shape[2]:
-        return x
-    return x.contiguous()

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvcache.attention.kernel import AttentionShape, GroupStep, LayerPages
+from kvcache.attention.kernel import AttentionShape, GroupStep, LayerPages, rows_contiguous
 from kvcache.attention.triton_attend import attend_kernel
 from kvcache.attention.triton_card import Card
 from kvcache.attention.triton_configuration import Configuration, configuration_of
 from kvcache.attention.triton_launch import attend_arguments, merge_arguments
 from kvcache.attention.triton_merge import merge_kernel
 from kvcache.attention.triton_parts import Part, parts_of
-from kvcache.attention.triton_views import rows_contiguous
 from kvcache.attention.triton_write import write_pages
 from quant.kv_format import KV_FORMATS
 

@@ -23,8 +23,3 @@ def strides_of(name: str, pages: Tensor | None) -> dict[str, int]:
     """`name_page` and `name_head`: elements from a page, and from a kv head, to the next."""
     return {f"{name}_page": pages.stride(0) if pages is not None else 0,
             f"{name}_head": pages.stride(1) if pages is not None else 0}  # fmt: skip
-
-
-def rows_contiguous(x: Tensor) -> Tensor:
-    """x [T, heads, size] with each token's heads side by side; the stride between tokens may be anything."""
-    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()

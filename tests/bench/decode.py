@@ -43,7 +43,7 @@ class Decoding:
         tokens = [(31 * position) % 4096 + 100 for position in range(context)]
         for start in range(0, context, CHUNK):
             self._runner.execute(Batch(0, (self._slice(0, start, tokens[start : start + CHUNK]),)))
-        memory: Any = self._runner._memory  # pyright: ignore[reportPrivateUsage]
+        memory = self._runner.memory
         for page in range(self._columns, self._columns * sequences):
             memory.page(page).copy_(memory.page(page % self._columns))
 
