@@ -9,7 +9,7 @@ import msgspec
 
 from backend.batch import Batch, Sampled
 from backend.errors import ShardwiseError
-from backend.events import End, Token
+from backend.events import End, EngineStatistics, Token
 from backend.executor import DeviceLostError, Executor
 from backend.messages import StepOutput
 from backend.request import Request
@@ -79,6 +79,14 @@ class Engine:
             return None
         return self._output([], [], self._clock())
 
+    def statistics(self) -> EngineStatistics:
+        """A snapshot."""
+        return msgspec.structs.replace(
+            self._scheduler.statistics(),
+            step_seconds=self._step_seconds,
+            scheduling_seconds=self._scheduling_seconds,
+        )
+
     def _schedule(self, now: float) -> Batch:
         """The next batch. Where everything awaits transfers, waits a little for one, so as not to spin."""
         self._scheduler.transfers_done(self._executor.transfers_done())
@@ -94,13 +102,8 @@ class Engine:
             self._scheduler.observe_compute(prompt, seconds)
 
     def _output(self, tokens: list[Token], ends: list[End], now: float) -> StepOutput:
-        statistics = msgspec.structs.replace(
-            self._scheduler.statistics(),
-            step_seconds=self._step_seconds,
-            scheduling_seconds=self._scheduling_seconds,
-        )
         starts = tuple(self._scheduler.take_starts())
-        return StepOutput(tuple(tokens), tuple(ends), statistics, starts, self._map(now))
+        return StepOutput(tuple(tokens), tuple(ends), self.statistics(), starts, self._map(now))
 
     def _map(self, now: float) -> CacheMap | None:
         """What the pages hold, if it has changed, at most twice a second."""

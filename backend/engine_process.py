@@ -21,6 +21,7 @@ import msgspec
 from backend.engine_channel import EngineChannel, receive_frame
 from backend.engine_settings import EngineSettings
 from backend.errors import ShardwiseError
+from backend.events import EngineStatistics
 from backend.messages import Cancel, Progress, Ready, StartFailed, StepOutput, Submit, ToEngine
 from backend.planner.plan import Plan
 from backend.request import Request
@@ -47,6 +48,8 @@ class SteppedEngine(Protocol):
     def step(self) -> StepOutput: ...
 
     def idle(self) -> StepOutput | None: ...
+
+    def statistics(self) -> EngineStatistics: ...
 
 
 class Composed(Protocol):
@@ -95,6 +98,7 @@ def run(peer: socket.socket, compose: Compose) -> None:
             weights_bytes=composed.weights_bytes,
             rank_pids=tuple(os.getpid() for _ in composed.devices),
             devices=composed.devices,
+            statistics=composed.engine.statistics(),
         )
     )
     serve(composed.engine, channel)

@@ -48,7 +48,7 @@ class Ready(Struct, frozen=True, tag=True):
     """Engine to server: requests are served from now on.
 
     `weights_bytes` has one entry per rank, `rank_pids` the process of each, `devices` its device as torch
-    names it.
+    names it; `statistics` are what there is to tell before the first step.
     """
 
     plan: Plan
@@ -57,6 +57,7 @@ class Ready(Struct, frozen=True, tag=True):
     weights_bytes: tuple[int, ...]
     rank_pids: tuple[int, ...]
     devices: tuple[str, ...]
+    statistics: EngineStatistics = EngineStatistics()
 
 
 class StepOutput(Struct, frozen=True, tag=True):

@@ -266,8 +266,7 @@ class EngineSupervisor:
             case Ready():
                 self._stages.finish()
                 self._ready = message
-                # What a person may look at before the first step.
-                self._statistics = EngineStatistics(cache=empty_cache(message.plan), waiting=len(self._running))
+                self._statistics = message.statistics
                 self._enter("ready")
                 log.info("engine ready", model=self.model, restarts=self._restarts)
                 self._admit()
@@ -384,14 +383,3 @@ def _describe_exit(status: int) -> str:
         return f"it exited with status {status}"
     name = signal.Signals(-status).name
     return f"it was killed by {name}" + ("; the system does that when memory runs out" if name == "SIGKILL" else "")
-
-
-def empty_cache(plan: Plan) -> CacheStatistics:
-    """What an engine that obeys this plan tells of its cache before its first step."""
-    return CacheStatistics(
-        pages_total=plan.pages,
-        pages_free=plan.pages,
-        page_bytes=plan.page_bytes,
-        host_pages_total=plan.host_pages,
-        disk_bytes_total=plan.disk_bytes,
-    )

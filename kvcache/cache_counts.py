@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from kvcache.hit import Hit
 from kvcache.lower_tiers import LowerTiers
 from kvcache.page_pool import PagePool
-from kvcache.statistics import CacheStatistics, DiskFigures
+from kvcache.statistics import CacheStatistics, DiskStatistics
 from kvcache.transfer import Tier
 
 # How much of the measured rate one observation replaces.
@@ -45,7 +45,7 @@ class CacheCounts:
 def describe(pool: PagePool, lower: LowerTiers, counts: CacheCounts, page_bytes: int) -> CacheStatistics:
     """A snapshot."""
     book = lower.book
-    disk = lower.disk.figures() if lower.disk is not None else DiskFigures()
+    disk = lower.disk.statistics() if lower.disk is not None else DiskStatistics()
     return CacheStatistics(
         pages_total=pool.total,
         pages_used=pool.used,
@@ -59,8 +59,8 @@ def describe(pool: PagePool, lower: LowerTiers, counts: CacheCounts, page_bytes:
         hit_tokens=counts.hit_tokens,
         host_hit_tokens=counts.host_hit_tokens,
         disk_hit_tokens=counts.disk_hit_tokens,
-        disk_bytes_total=disk.bytes_total,
-        disk_bytes_used=disk.bytes_used,
+        disk_bytes_total=disk.budget,
+        disk_bytes_used=disk.bytes,
         disk_pages=disk.pages,
         evictions=counts.evictions,
         host_evictions=lower.evictions,

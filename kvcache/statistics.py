@@ -60,14 +60,19 @@ class CacheStatistics(Struct, frozen=True, kw_only=True):
     compute_rate: float = 0.0
 
 
-class DiskFigures(Struct, frozen=True, kw_only=True):
-    """What the disk tier tells of itself. Sizes are the whole folder's; evictions and rejected records are counted from
-    the engine's start."""
+class DiskStatistics(Struct, frozen=True, kw_only=True):
+    """A snapshot of the disk tier. Pages and bytes are the folder's, all models counted; the rest runs from the start.
 
-    bytes_total: int = 0
-    bytes_used: int = 0
+    `misses` counts loads that gave no page, by reason; `rejected` those of them whose record was there.
+    """
+
     pages: int = 0
+    bytes: int = 0
+    budget: int = 0
+    stored: int = 0
     evictions: int = 0
+    failed_writes: int = 0
+    misses: dict[str, int] = {}
     rejected: int = 0
 
 

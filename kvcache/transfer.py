@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from kvcache.statistics import DiskFigures
+from kvcache.statistics import DiskStatistics
 
 # SHA-256 over the tokens from the first position to the page's end, and all else that its bytes depend on; 32 bytes.
 PageKey = bytes
@@ -85,6 +85,6 @@ class DiskIndex(Protocol):
         """The record was wanted again: it is evicted later."""
         ...
 
-    def figures(self) -> DiskFigures:
+    def statistics(self) -> DiskStatistics:
         """A snapshot for the statistics; called at every step."""
         ...

@@ -12,11 +12,11 @@ import errno
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvcache.statistics import DiskFigures
+from kvcache.statistics import DiskStatistics
 from kvcache.tiers.record import Miss, PageShape, RecordHeader, Signer
 from kvcache.tiers.record_folder import RecordFolder
 from kvcache.transfer import PageKey
@@ -30,28 +30,6 @@ TOUCH_SECONDS = 60.0
 _OF_ONE_RECORD = frozenset({errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EEXIST, errno.ENOTEMPTY})
 # Misses after which a record is of no use to anybody. What the system could not read may be right tomorrow.
 _BROKEN = frozenset({Miss.TRUNCATED, Miss.FOREIGN, Miss.MISPLACED, Miss.FORGED})
-
-
-@dataclass(frozen=True, slots=True)
-class DiskStatistics:
-    """A snapshot. Pages and bytes are the folder's, all models counted; the rest runs from the start.
-
-    `misses` counts loads that gave no page, by reason.
-    """
-
-    pages: int
-    bytes: int
-    budget: int
-    writable: bool
-    stored: int
-    evictions: int
-    failed_writes: int
-    misses: Mapping[Miss, int]
-
-    @property
-    def rejected(self) -> int:
-        """Records that were there, and gave no page."""
-        return sum(number for reason, number in self.misses.items() if reason is not Miss.MISSING)
 
 
 @dataclass(slots=True)
@@ -178,22 +156,11 @@ class DiskTier:
                 pages=len(self._records),
                 bytes=self._bytes,
                 budget=self._budget,
-                writable=self.writable,
                 stored=self._stored,
                 evictions=self._evictions,
                 failed_writes=self._failed_writes,
-                misses=dict(self._misses),
-            )
-
-    def figures(self) -> DiskFigures:
-        with self._guard:
-            rejected = sum(number for reason, number in self._misses.items() if reason is not Miss.MISSING)
-            return DiskFigures(
-                bytes_total=self._budget,
-                bytes_used=self._bytes,
-                pages=len(self._records),
-                evictions=self._evictions,
-                rejected=rejected,
+                misses={reason.value: number for reason, number in self._misses.items()},
+                rejected=sum(number for reason, number in self._misses.items() if reason is not Miss.MISSING),
             )
 
     def close(self) -> None:

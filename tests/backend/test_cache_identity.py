@@ -24,36 +24,16 @@ from backend.cache_identity import (
     weights_identity,
 )
 from backend.library.files import ModelFiles
-from backend.planner.plan import Plan, Rank
+from backend.planner.plan import Rank
 from kvcache.layout import CacheLayout, Keeps, LayerCache, build_layout
 from quant.kv_format import FP8, INT8, KVFormats
+from tests.fakes.plans import plan
 
 LAYERS = (LayerCache(Keeps.FULL, None, 2, 64, 64), LayerCache(Keeps.SLIDING, 128, 2, 64, 64))
 ORDERS = ("plain", "tiles")
 TIME = 1_700_000_000_000_000_000
 
-PLAN = Plan(
-    model="a model",
-    architecture="LlamaForCausalLM",
-    dtype="bfloat16",
-    weight_format="model",
-    kv_format="model",
-    tensor_parallel=1,
-    pipeline_stages=1,
-    ranks=(Rank(0, "cpu", ()),),
-    max_context=4096,
-    max_sequences=8,
-    step_tokens=512,
-    page_tokens=16,
-    page_bytes=1,
-    pages=100,
-    token_bytes=1,
-    host_pages=0,
-    disk_bytes=0,
-    cache_dir="",
-    threads=2,
-    reasons=(),
-)
+PLAN = plan()
 
 
 def layout(**options: Any) -> CacheLayout:

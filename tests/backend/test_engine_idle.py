@@ -69,6 +69,9 @@ class TidyingEngine:
         self.untidy -= 1
         return OUTPUT if self.untidy >= 0 else None
 
+    def statistics(self) -> EngineStatistics:
+        return OUTPUT.statistics
+
 
 def serve_script(engine: TidyingEngine, *script: Any) -> ScriptedChannel:
     channel = ScriptedChannel(*script)

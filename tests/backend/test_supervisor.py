@@ -22,6 +22,7 @@ from backend.request import Request, Sampling
 from backend.revival import RevivalPolicy
 from backend.supervisor import CACHE_COUNTERS, EngineSupervisor
 from kvcache.statistics import CacheMap, CacheStatistics
+from tests.fakes.engine_main import PAGES
 from tests.fakes.engine_options import EngineOptions, expected_answer
 
 SETTINGS = EngineSettings(files=ModelFiles(name="test", format="gguf", weights=("/w",), folder="/w", bytes=1))
@@ -68,6 +69,12 @@ def check_answer(events: list[Start | Token | End], prompt: tuple[int, ...], tok
     assert end.reason == "length"
     assert [event.index for event in answer if isinstance(event, Token)] == list(range(tokens))
     assert [event.token for event in answer if isinstance(event, Token)] == expected_answer(prompt, tokens)
+
+
+async def test_sizes_are_told_before_the_first_step() -> None:
+    async with supervised() as supervisor:
+        cache = supervisor.statistics().cache
+        assert cache.pages_total == cache.pages_free == PAGES
 
 
 async def test_counters_go_on_over_a_restart_and_gauges_do_not() -> None:

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from backend.messages import Heartbeat, Ready
-from backend.planner.plan import Plan
 from backend.vital_signs import VitalLimits, VitalSigns
+from tests.fakes.plans import plan
 
 LIMITS = VitalLimits(tick=0.25, silence=2.5, starting_silence=120.0, step=30.0, cpu_step=300.0, step_factor=10.0)
-PLAN = Plan(
-    model="m", architecture="A", dtype="float32", weight_format="model", kv_format="model", tensor_parallel=1,
-    pipeline_stages=1, ranks=(), max_context=1, max_sequences=1, step_tokens=1, page_tokens=1, page_bytes=1,
-    token_bytes=1, host_pages=0, disk_bytes=0, cache_dir="",
-    pages=1, threads=1, reasons=(),
-)  # fmt: skip
 
 
 def ready_signs(device: str = "cuda:0") -> VitalSigns:
     signs = VitalSigns(LIMITS)
-    signs.heard(Ready(plan=PLAN, max_context=1, vocabulary=1, weights_bytes=(1,), rank_pids=(1,), devices=(device,)))
+    signs.heard(Ready(plan=plan(), max_context=1, vocabulary=1, weights_bytes=(1,), rank_pids=(1,), devices=(device,)))
     return signs
 
 

@@ -15,12 +15,13 @@ from backend.engine import Engine
 from backend.engine_process import Composed, OnProgress, main
 from backend.engine_settings import EngineSettings
 from backend.errors import BrokenModelError
-from backend.planner.plan import Plan, Rank
+from backend.planner.plan import Plan
 from backend.scheduler import Scheduler
 from kvcache.cache_manager import CacheManager
 from kvcache.layout import Keeps, LayerCache, build_layout
 from kvcache.transfer import TransferDone
 from tests.fakes.engine_options import EngineOptions, next_token
+from tests.fakes.plans import plan
 
 MAX_CONTEXT = 4096
 STEP_TOKENS = 256
@@ -78,33 +79,19 @@ def compose(options: EngineOptions, settings: EngineSettings, on_progress: OnPro
         raise RuntimeError("a bug in start-up")
     on_progress("load", 100, 100)
     layout = build_layout((LayerCache(Keeps.FULL, None, 1, 2, 2),), 4)
-    plan = Plan(
+    made = plan(
         model=settings.files.name,
-        architecture="Test",
         dtype="float32",
-        weight_format="model",
-        kv_format="model",
-        tensor_parallel=1,
-        pipeline_stages=1,
-        ranks=(Rank(0, "cpu", ()),),
         max_context=MAX_CONTEXT,
-        max_sequences=16,
         step_tokens=STEP_TOKENS,
-        page_tokens=16,
         page_bytes=layout.page_bytes,
-        token_bytes=1,
-        host_pages=0,
-        disk_bytes=0,
-        cache_dir="",
         pages=PAGES,
-        threads=1,
-        reasons=(),
     )
     scheduler = Scheduler(
         CacheManager(layout, PAGES), max_context=MAX_CONTEXT, max_sequences=16, step_tokens=STEP_TOKENS
     )
     engine = Engine(scheduler, HashingExecutor(options, layout.groups[0].page_tokens), time.monotonic)
-    return ComposedForTest(engine, plan, (1234,), ("cpu",), MAX_CONTEXT, 997)
+    return ComposedForTest(engine, made, (1234,), ("cpu",), MAX_CONTEXT, 997)
 
 
 if __name__ == "__main__":

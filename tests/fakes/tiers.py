@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from kvcache.statistics import DiskFigures
+from kvcache.statistics import DiskStatistics
 from kvcache.transfer import PageKey, Tier, Transfer, TransferDone
 
 Content = dict[int, tuple[int, int]]
@@ -32,8 +32,8 @@ class FakeDisk:
         if key in self.records:
             self.records[key] = self.records.pop(key)
 
-    def figures(self) -> DiskFigures:
-        return DiskFigures(pages=len(self.records))
+    def statistics(self) -> DiskStatistics:
+        return DiskStatistics(pages=len(self.records))
 
     def store(self, key: PageKey, content: Content) -> None:
         self.records[key] = content

@@ -3,34 +3,25 @@ from __future__ import annotations
 import pytest
 
 from backend.planner.explain import explain
-from backend.planner.plan import MemoryTerm, Plan, Rank
+from backend.planner.plan import MemoryTerm, Rank
 from backend.planner.units import human_bytes
+from tests.fakes.plans import plan
 
 
 def test_an_explained_plan_has_its_numbers_and_reasons() -> None:
-    plan = Plan(
+    explained = plan(
         model="starter",
-        architecture="LlamaForCausalLM",
-        dtype="bfloat16",
-        weight_format="model",
         kv_format="k=int8,v=fp8",
-        tensor_parallel=1,
-        pipeline_stages=1,
         ranks=(Rank(0, "cpu", (MemoryTerm("weights", 256 << 20), MemoryTerm("kv", 3 << 30))),),
         max_context=8192,
-        max_sequences=64,
-        step_tokens=512,
-        page_tokens=16,
         page_bytes=368640,
         token_bytes=23_040,
         host_pages=2000,
         disk_bytes=5 << 30,
         cache_dir="/var/cache/pages",
-        pages=100,
-        threads=2,
         reasons=("Because of this.", "And of that."),
     )
-    text = explain(plan)
+    text = explain(explained)
     lines = [" ".join(line.split()) for line in text.splitlines()]
     for expected in (
         "model starter (LlamaForCausalLM)",
