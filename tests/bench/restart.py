@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from tests.fakes.processes import running_server
-from tests.faults.cache_state import cache_statistics
+from tests.faults.cache_state import cache_statistics, settled
 
 
 def main() -> int:
@@ -28,7 +28,7 @@ def main() -> int:
             with running_server(Path(folder), *server) as running:
                 _first_token(running.url, prompt[:64])
                 colds.append(_first_token(running.url, prompt))
-                records = _settled(running.url)
+                records = settled(running.url)
             with running_server(Path(folder), *server) as running:
                 _first_token(running.url, prompt[-64:])
                 warms.append(_first_token(running.url, prompt))
@@ -51,17 +51,6 @@ def _first_token(url: str, prompt: list[int]) -> float:
         for _ in lines:
             pass
     return seconds
-
-
-def _settled(url: str) -> int:
-    """Records on disk, once the idle server has written all it wants to."""
-    seen, since = -1, time.monotonic()
-    while time.monotonic() - since < 6:
-        pages = cache_statistics(url)["stored_pages"]
-        if pages != seen:
-            seen, since = pages, time.monotonic()
-        time.sleep(0.5)
-    return seen
 
 
 def _options() -> Any:

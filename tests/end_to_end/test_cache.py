@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from openai.types import CompletionUsage
 
 from backend.library.files import ModelFiles
 from tests.fakes.processes import RunningServer, running_server
-from tests.faults.cache_state import cache_statistics, conserved
+from tests.faults.cache_state import cache_statistics, conserved, settled
 from tests.faults.chat_load import ChatLoad, Turn
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.xdist_group("cache")]
@@ -43,7 +42,7 @@ def test_an_overflowed_cache_answers_as_an_unlimited_one_also_after_a_restart(
         assert {name: statistics[name] > 0 for name in used} == dict.fromkeys(used, True), statistics
         assert conserved(statistics)
         assert _usage(server, PROMPT) == 0
-        _until_stored(server)
+        assert settled(server.url, 3.0) > statistics["stored_pages"]
     with running_server(tmp_path, *options) as server:
         # All but the page of the last token.
         assert _usage(server, PROMPT) == 192
@@ -70,16 +69,3 @@ def _usage(server: RunningServer, prompt: list[int]) -> int:
     assert usage.prompt_tokens == len(prompt)
     assert usage.prompt_tokens_details is not None
     return usage.prompt_tokens_details.cached_tokens or 0
-
-
-def _until_stored(server: RunningServer) -> None:
-    """Waits until the idle server has written what is new."""
-    before = cache_statistics(server.url)["stored_pages"]
-    for _ in range(100):
-        time.sleep(0.3)
-        now = cache_statistics(server.url)["stored_pages"]
-        if now > before and now == cache_statistics(server.url)["stored_pages"]:
-            time.sleep(0.5)
-            if cache_statistics(server.url)["stored_pages"] == now:
-                return
-    raise AssertionError("nothing was written in 30 s")

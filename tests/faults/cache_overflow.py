@@ -17,10 +17,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from backend.planner.decide import PAGE_TOKENS
 from tests.fakes.processes import running_server
 from tests.faults.cache_state import cache_statistics, conserved
 from tests.faults.chat_load import ChatLoad, Turn
 
+LEAST_OVERFLOW = 4
 TIERS = ("offloaded_pages", "host_fetched_pages", "stored_pages", "disk_fetched_pages", "disk_hit_tokens")
 SHOWN = (*TIERS, "lookup_tokens", "hit_tokens", "host_hit_tokens", "evictions", "host_evictions", "disk_evictions",
          "declined_fetches", "failed_transfers", "rejected_records")  # fmt: skip
@@ -32,8 +34,9 @@ def main() -> int:
     expected, _ = _run(load, options, None, "--dtype", "float32", "--kv-pool", "2GiB", "--host-cache", "0")
     small = ("--dtype", "float32", "--kv-pool", options.pool, "--host-cache", options.pool, "--disk-cache", "1GiB")
     given, statistics = _run(load, options, expected, *small)
-    tokens = statistics["lookup_tokens"]
-    print(f"float32: {_share(given, expected)} of answers equal; {tokens:,} tokens asked for")
+    pool = statistics["pages_total"] * PAGE_TOKENS
+    size = f"chats of {load.tokens:,} tokens, {load.tokens / pool:.1f} times the pool's {pool:,}"
+    print(f"float32: {_share(given, expected)} of answers equal; {size}")
     for name in SHOWN:
         print(f"  {name:<20} {statistics[name]:>12,}")
     unused = [name for name in TIERS if not statistics[name]]
@@ -44,9 +47,11 @@ def main() -> int:
         print(f"FAILED: chat {turn[0]}, turn {turn[1]}, time {turn[2]}: {given[turn]!r} instead of {expected[turn]!r}")
     for name in unused:
         print(f"FAILED: {name} is 0: this run has not tested it")
+    if load.tokens < LEAST_OVERFLOW * pool:
+        print(f"FAILED: the chats are less than {LEAST_OVERFLOW} times the pool")
     if not conserved(statistics):
         print(f"FAILED: pages are not conserved: {statistics}")
-    return 1 if wrong or unused or not conserved(statistics) else 0
+    return 1 if wrong or unused or load.tokens < LEAST_OVERFLOW * pool or not conserved(statistics) else 0
 
 
 def _run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import httpx
@@ -10,6 +11,17 @@ import httpx
 def cache_statistics(url: str) -> dict[str, Any]:
     """The fields of CacheStatistics."""
     return httpx.get(f"{url}/cache", timeout=30).raise_for_status().json()["engines"][0]["statistics"]
+
+
+def settled(url: str, seconds: float = 6.0) -> int:
+    """Pages written to disk so far, once an idle server has written none for so long."""
+    seen, since = -1, time.monotonic()
+    while time.monotonic() - since < seconds:
+        pages = cache_statistics(url)["stored_pages"]
+        if pages != seen:
+            seen, since = pages, time.monotonic()
+        time.sleep(0.2)
+    return seen
 
 
 def conserved(statistics: dict[str, Any]) -> bool:

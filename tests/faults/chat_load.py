@@ -24,6 +24,7 @@ class ChatLoad:
 
     def __init__(self, chats: int, turns: int, passage_words: int, answer_tokens: int, seed: int) -> None:
         self.chats, self.turns, self._answer_tokens = chats, turns, answer_tokens
+        self._lengths = [0] * chats
         words = files("assets").joinpath("text/alice29.txt").read_text().split()
         choose = random.Random(seed)
         starts = choose.sample(range(len(words) - passage_words), chats)
@@ -32,6 +33,11 @@ class ChatLoad:
             [f"What happens to {' '.join(words[at : at + 12])}?" for at in choose.sample(range(len(words) - 12), turns)]
             for _ in range(chats)
         ]
+
+    @property
+    def tokens(self) -> int:
+        """How many the chats have in all, by the last run, at their longest."""
+        return sum(self._lengths)
 
     async def run(
         self,
@@ -56,7 +62,8 @@ class ChatLoad:
             async def one(chat: int, turn: int, time: int) -> None:
                 async with places:
                     messages = self._messages(chat, turn, answers if history is None else history)
-                    answers[chat, turn, time] = await self._answer(client, messages, patience)
+                    answers[chat, turn, time], length = await self._answer(client, messages, patience)
+                    self._lengths[chat] = max(length, self._lengths[chat])
 
             for turn in range(self.turns):
                 await asyncio.gather(*(one(*turn) for turn in self._round(turn, again)))
@@ -69,7 +76,10 @@ class ChatLoad:
             if again is not None and chat >= again:
                 yield chat - again, turn, 1
 
-    async def _answer(self, client: openai.AsyncOpenAI, messages: list[Message], patience: Callable[[], bool]) -> str:
+    async def _answer(
+        self, client: openai.AsyncOpenAI, messages: list[Message], patience: Callable[[], bool]
+    ) -> tuple[str, int]:
+        """The answer, and the tokens of the chat with it."""
         while True:
             try:
                 stream = await client.chat.completions.create(
@@ -78,8 +88,11 @@ class ChatLoad:
                     temperature=0,
                     max_completion_tokens=self._answer_tokens,
                     stream=True,
+                    stream_options={"include_usage": True},
                 )
-                return "".join([chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices])
+                chunks = [chunk async for chunk in stream]
+                text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+                return text, max(chunk.usage.total_tokens for chunk in chunks if chunk.usage)
             except (openai.APIError, httpx.HTTPError):
                 if not patience():
                     raise
