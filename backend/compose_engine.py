@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ class ComposedEngine:
     vocabulary: int
     weights_bytes: tuple[int, ...]
     devices: tuple[str, ...]
+    rank_pids: tuple[int, ...]
 
 
 def plan_engine(settings: EngineSettings) -> Plan:
@@ -152,6 +154,7 @@ def compose_engine(settings: EngineSettings, on_progress: OnProgress) -> Compose
         vocabulary=facts.vocabulary,
         weights_bytes=(model.weights_bytes,),
         devices=(str(model.device),),
+        rank_pids=(os.getpid(),),
     )
 
 

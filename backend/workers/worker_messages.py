@@ -141,43 +141,45 @@ class Refused(Message, frozen=True):
 
 
 class Broken(Message, frozen=True):
-    """From a worker, as its last word: a bug of ours, or a lost device, ends it."""
+    """From a worker, as its last word, where its heart beats: a bug of ours, or a lost device, ends it."""
 
     text: str
 
 
 class StepDone(Message, frozen=True):
-    """From a worker: it is done. Only rank 0 has `results`, one per slice; `over` are the transfers that ended."""
+    """From a worker: it is done.
+
+    Only rank 0 has `results`, one per slice; `over` are the transfers that ended. `collectives` counts those that this
+    rank has begun since it was loaded.
+    """
 
     results: list[Choice | None]
+    collectives: int
     over: tuple[TransferDone, ...] = ()
 
 
 class StepFailed(Message, frozen=True):
-    """From a worker: the step raised.
-
-    `collectives` counts those that this rank has taken part in since it was loaded: where all ranks' counts are equal,
-    the group is in step and can go on.
-    """
+    """From a worker: the step raised. Where all ranks have begun as many collectives, the group can go on."""
 
     text: str
     collectives: int
     over: tuple[TransferDone, ...] = ()
 
 
-class Pulse(Struct, frozen=True, array_like=True):
+class Pulse(Message, frozen=True):
     """From a worker's heartbeat thread, on a socket of its own: it lives; a step has been running for so long."""
 
     step_seconds: float
 
 
 ToWorker = Describe | Load | Step | Poll | Touch
-FromWorker = Loading | Described | Loaded | Refused | Broken | StepDone | StepFailed
+FromWorker = Loading | Described | Loaded | Refused | StepDone | StepFailed
+FromHeart = Pulse | Broken
 
 encoder = msgspec.msgpack.Encoder()
 to_worker_decoder: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 from_worker_decoder: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
-pulse_decoder: msgspec.msgpack.Decoder[Pulse] = msgspec.msgpack.Decoder(Pulse)
+from_heart_decoder: msgspec.msgpack.Decoder[FromHeart] = msgspec.msgpack.Decoder(FromHeart)
 
 
 def pack_results(sampled: list[Sampled | None]) -> list[Choice | None]:
