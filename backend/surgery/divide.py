@@ -22,6 +22,7 @@ from backend.surgery.build import build
 from backend.surgery.cut import check_same, cut_model, replace_parameters, zeros_elsewhere
 from backend.surgery.cuts import Cut, Cuts, find_cuts
 from backend.surgery.divided import DividedRMSNorm, add_up, divide_vocabulary
+from backend.surgery.expert_shares import are_experts, narrow_experts
 from backend.surgery.flow import FlowModel
 from backend.surgery.norm import rms_norm
 from backend.surgery.trace import Traced
@@ -55,7 +56,7 @@ def divide_model(
     """
     cuts = checked_cuts(config, traced, division)
     parts = _vocabulary(model, division)
-    tensors = cuts.tensors | _vocabulary_cuts(model, parts, division.rank)
+    tensors = cuts.tensors | _vocabulary_cuts(model, parts, division.rank) | _divide_experts(model, division, group)
     widths = {name: module.weight.shape[0] for name, module in _cut_norms(model, cuts)}
     own = cut_model(model, traced, cuts)
     replace_parameters(model, {name: cut for name, cut in tensors.items() if name not in cuts.tensors})
@@ -110,6 +111,18 @@ def _cut_norms(model: nn.Module, cuts: Cuts) -> list[tuple[str, Any]]:
     names = {name.rpartition(".")[0] for name in cuts.tensors if name.endswith(".weight")}
     modules = {name: model.get_submodule(name) for name in names}
     return [(name, module) for name, module in modules.items() if rms_norm(module) is not None]
+
+
+def _divide_experts(model: nn.Module, division: Division, group: Group) -> dict[str, Cut]:
+    """Tells every experts module its share; the cuts that make it."""
+    cuts: dict[str, Cut] = {}
+    module: Any
+    for path, module in model.named_modules():
+        if are_experts(module):
+            slices = narrow_experts(module, division, group)
+            module.share = slices.share
+            cuts |= {f"{path}.{name}": Cut(dim, index) for name, (dim, index) in slices.kept.items()}
+    return cuts
 
 
 def _vocabulary(model: Any, division: Division) -> tuple[range, ...]:

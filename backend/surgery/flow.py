@@ -119,12 +119,11 @@ class FlowModel:
         return leaf.clone()
 
     def _prepare(self, traced: Traced) -> None:
-        module: Any
         for path, module in list(self.model.named_modules()):
             if type(module) is nn.Linear:
-                module.forward = partial(self._linear, path, module.out_features)
+                vars(module)["forward"] = partial(self._linear, path, module.out_features)
             elif isinstance(module, nn.Embedding):
-                module.forward = partial(self._embedding, path, module.embedding_dim)
+                vars(module)["forward"] = partial(self._embedding, path, module.embedding_dim)
             else:
                 _fill(path, module)
             if path in self._layers:
