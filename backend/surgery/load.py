@@ -12,6 +12,7 @@ from backend.errors import BrokenModelError
 from backend.library.files import ModelFiles
 from backend.parallel.division import Division
 from backend.parallel.group import Group
+from backend.parallel.quiet_group import QuietGroup
 from backend.surgery import hook
 from backend.surgery.build import build, materialize
 from backend.surgery.describe import own_facts, trace_model
@@ -64,9 +65,10 @@ def load_model(
     facts, traced = trace_model(config)
     model = build(config, dtype)
     divided = None
+    ranks = QuietGroup(group) if group is not None else None
     read = read_gguf(model, files) if files.format == "gguf" else read_safetensors(model, files)
-    if division is not None and group is not None and division.size > 1:
-        divided = divide_model(model, config, traced, division, group)
+    if division is not None and ranks is not None and division.size > 1:
+        divided = divide_model(model, config, traced, division, ranks)
         traced = divided.traced
         facts = own_facts(facts, traced)
     hook.number_slots([model.get_submodule(layer.name) for layer in traced.layers])
@@ -87,4 +89,5 @@ def load_model(
         recompute_lengths=regimes.recompute_lengths,
         scaled_past=regimes.scaled_past,
         lengths=lengths,
+        ranks=ranks,
     )
