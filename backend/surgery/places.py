@@ -33,8 +33,14 @@ class Places:
     def names(self) -> frozenset[str]:
         return frozenset(self._tensors)
 
-    def fill(self, name: str, value: Tensor) -> None:
+    def cut_of(self, name: str) -> Cut | None:
+        """Which part of the checkpoint's tensor belongs to this place; None for all of it."""
+        return self._cuts.get(name)
+
+    def fill(self, name: str, value: Tensor, *, cut: bool = False) -> None:
         """Copies `value` to the place, converting its dtype. A copy for a tied name that is filled already is skipped.
+
+        cut: the value is the place's part of the tensor already.
 
         Raises:
             BrokenModelError: no such place, or another shape.
@@ -44,9 +50,9 @@ class Places:
                 f"{self._file} does not fit its own config.", f"The model has no tensor {name}.", _DOWNLOAD_AGAIN
             )
         place = self._tensors[name]
-        cut = self._cuts.get(name)
-        if cut is not None:
-            value = self._part(name, value, cut)
+        part = None if cut else self._cuts.get(name)
+        if part is not None:
+            value = self._part(name, value, part)
         if place.shape != value.shape:
             raise BrokenModelError(
                 f"{self._file} does not fit its own config.",
