@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from app.doctor.finding import Finding
+from backend.hardware.gpu import Gpu
 from backend.hardware.machine import Machine
-from backend.hardware.nvml import Gpu
 from backend.planner.units import human_bytes
 
 # The starter model with its pages; less cannot serve anything of use.
