@@ -11,6 +11,8 @@ import subprocess
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from backend.engine_environment import engine_environment
 from backend.engine_settings import EngineSettings
 from backend.frames import MAX_FRAME_BYTES, framed
@@ -55,7 +57,7 @@ class EngineChild:
             ours.close()
             raise
         child = cls(process, reader, writer)
-        writer.write(framed(encoder.encode(settings)))
+        writer.write(framed(encoder.encode(replace(settings, log_file=str(log or "")))))
         return child
 
     @property

@@ -14,6 +14,7 @@ from backend.library.files import ModelFiles
 from backend.planner.model_facts import ModelFacts
 from backend.planner.plan import Plan
 from backend.request import Sampling
+from backend.workers.meeting import Meeting
 from kvcache.layout import LayerCache
 from kvcache.transfer import PageKey, Transfer, TransferDone
 
@@ -36,14 +37,14 @@ class Load(Message, frozen=True):
 
     Attributes:
         layers: what the whole model's attention layers keep, of which a rank keeps its share.
-        group_folder: where the ranks meet; empty for a rank that is alone.
+        meeting: where the ranks of several meet.
     """
 
     settings: EngineSettings
     plan: Plan
     rank: int
     layers: tuple[LayerCache, ...]
-    group_folder: str
+    meeting: Meeting
 
 
 class SpanChange(Struct, frozen=True, array_like=True):

@@ -19,6 +19,7 @@ from backend.errors import BrokenModelError
 from backend.executor import Executor
 from backend.planner.plan import Plan
 from backend.scheduler import Scheduler
+from backend.workers.meeting import Meeting
 from backend.workers.ranked_executor import RankedExecutor
 from backend.workers.worker_messages import Load, Loaded
 from backend.workers.workers import Workers
@@ -98,7 +99,7 @@ def compose_executor(
         return HashingExecutor(options, layout.groups[0].page_tokens), (os.getpid(),)
     command = RankOptions(step_seconds=options.step_seconds).command()
     workers = Workers.spawn(options.ranks, command, worker_environment(settings, options.ranks, os.environ))
-    orders = [Load(settings, made, rank, LAYERS, "") for rank in range(options.ranks)]
+    orders = [Load(settings, made, rank, LAYERS, Meeting("", "")) for rank in range(options.ranks)]
     workers.load(orders, Loaded, lambda rank, loading: None)
     workers.ready(on_cpu=True)
     return RankedExecutor(workers), workers.pids

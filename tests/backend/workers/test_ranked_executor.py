@@ -24,6 +24,7 @@ from backend.library.files import ModelFiles
 from backend.request import Sampling
 from backend.vital_signs import VitalLimits
 from backend.workers import workers as workers_module
+from backend.workers.meeting import Meeting
 from backend.workers.rank_watch import LIMITS
 from backend.workers.ranked_executor import RankedExecutor
 from backend.workers.worker_messages import Describe, Described, Load, Loaded, Loading
@@ -56,7 +57,7 @@ def spawned(
 
 
 def load(workers: Workers, progress: list[tuple[int, Loading]] | None = None) -> list[Loaded]:
-    orders = [Load(SETTINGS, plan(), rank, LAYERS, "") for rank in range(len(workers))]
+    orders = [Load(SETTINGS, plan(), rank, LAYERS, Meeting("", "")) for rank in range(len(workers))]
     told: list[tuple[int, Loading]] = [] if progress is None else progress
     loaded = workers.load(orders, Loaded, lambda rank, loading: told.append((rank, loading)))
     workers.ready(on_cpu=True)
