@@ -95,22 +95,21 @@ def _run(
         env=environment() | shown,
     )
     begun: tuple[int, int] | None = None
-    why = f"a copy did not end within {pair:.0f} s"
+    why = ""
     try:
         for line in _lines(process, start, pair):
             report = msgspec.json.decode(line, type=PairReport)
             numbers = (report.first, report.second)
             if numbers not in pairs:
-                break
+                raise ValueError(f"nobody asked for {numbers}")
             begun = None if report.done else numbers
             if report.done:
                 found[numbers] = report
-        else:
-            why = "the program that copies was ended by the driver"
+        why = "the program that copies was ended by the driver"
     except TimeoutError:
-        pass
-    except msgspec.MsgspecError:
-        why = "the program that copies broke off"
+        why = f"a copy did not end within {pair:.0f} s"
+    except ValueError:  # msgspec's too
+        why = "the program that copies told nonsense"
     finally:
         _end(process)
     return begun, why
