@@ -18,8 +18,6 @@ from backend.planner.units import human_bytes
 
 # A context that a chat fits into. Fewer GPUs that hold less are not enough, where more hold it.
 USEFUL_CONTEXT = 8192
-# Uneven parts take a little longer than their bytes say, for kernels work in tiles: between equals, even parts win.
-_UNEVEN = 1.01
 # From work in proportion to the speed of unequal GPUs to work in proportion to their memory.
 _BY_MEMORY = (0.0, 0.25, 0.5, 0.75, 1.0)
 # A switch adds up by itself from this compute capability on.
@@ -139,7 +137,7 @@ def _choose(drafts: Sequence[Draft]) -> Draft:
 
 def _fastest(drafts: Sequence[Draft]) -> Draft:
     """More GPUs as long as they save time; they come in order of their number."""
-    return min(drafts, key=lambda one: one.seconds * (1.0 if len(set(one.shares.mlp)) == 1 else _UNEVEN))
+    return min(drafts, key=lambda one: one.seconds)
 
 
 def _reason(chosen: Draft, drafts: Sequence[Draft], machine: Machine, asked: int | None) -> str:
