@@ -108,8 +108,8 @@ def _roomiest(wishes: Wishes, machine: Machine, group: tuple[int, ...]) -> Draft
 def _drafts(wishes: Wishes, machine: Machine, group: tuple[int, ...]) -> Iterator[Draft]:
     experts, _ = choose_experts(wishes.settings.experts, wishes.facts, len(group))
     link = group_link(machine, group)
-    switched = link is not None and link.kind == "nvlink" and "switch" in link.name
-    adding = switched and all(machine.gpus[number].capability >= _ADDING_SWITCH for number in group)
+    capable = all(machine.gpus[number].capability >= _ADDING_SWITCH for number in group)
+    adding = capable and link is not None and link.switched
     seen: set[tuple[float, ...]] = set()
     for by_memory in _BY_MEMORY if len(group) > 1 else (0.0,):
         weights = weights_of(machine, group, by_memory)
