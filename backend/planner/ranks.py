@@ -82,7 +82,7 @@ def _on_cpu(wishes: Wishes, machine: Machine, cpu: Target) -> Choice:
     experts, reason = choose_experts(wishes.settings.experts, wishes.facts, ranks)
     parts = (1.0,) * ranks
     team = Team(cpu_targets(cpu, ranks), parts, parts)
-    shares = share_out(wishes.facts, parts, experts)
+    shares = share_out(wishes.facts, parts, experts, even_memory=False)  # they share one memory
     divided = f"Each layer is divided over {ranks} processes, as --tp asks." if ranks > 1 else ""
     reasons = (cpu.reason, divided, *_faults(machine), reason)
     return Choice(draft(wishes, team, shares), tuple(text for text in reasons if text))

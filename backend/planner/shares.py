@@ -29,11 +29,12 @@ class Shares:
 WHOLE = Shares((1.0,), (1.0,))
 
 
-def share_out(facts: ModelFacts, weights: Sequence[float], experts: ExpertDivision) -> Shares:
+def share_out(facts: ModelFacts, weights: Sequence[float], experts: ExpertDivision, even_memory: bool = True) -> Shares:
     """Parts that give each rank work in proportion to its weight.
 
-    Attention goes in whole KV heads, which may not divide by the weights; MLPs and the vocabulary make up for it, so
-    that memory is even and leaves room for as many pages everywhere. Work is the parameters that a small batch reads.
+    Attention goes in whole KV heads, which may not divide by the weights. With `even_memory`, MLPs and the vocabulary
+    make up for it, so that every device has room for as many pages. Without, they follow the weights: ranks wait for
+    each other before and after MLPs, so that is faster. Work is the parameters that a small batch reads.
 
     Raises ValueError where the model has not enough heads for the ranks.
     """
@@ -45,6 +46,8 @@ def share_out(facts: ModelFacts, weights: Sequence[float], experts: ExpertDivisi
         for rank in ranks:
             held[rank] += _attention(facts, layer, shares[rank])
     rest = touched(facts, _BALANCED_TOKENS) - facts.attention_parameters - facts.replicated_parameters
+    if not even_memory:
+        return Shares(attention, _relative(weights), experts)
     work = sum(held) + rest
     least = _LEAST_MLP * max(rest, 1.0) / len(weights)
     wanted = [max(least, work * weight / sum(weights) - done) for weight, done in zip(weights, held, strict=True)]
