@@ -15,6 +15,7 @@ from backend.engine import Engine
 from backend.engine_settings import EngineSettings
 from backend.hardware.machine import Machine, read_machine
 from backend.hardware.peer_probe import probed
+from backend.hardware.visible_gpus import show_gpus
 from backend.library.checks import check
 from backend.planner.decide import PAGE_TOKENS, decide
 from backend.planner.model_facts import ModelFacts
@@ -83,6 +84,7 @@ def load_served(settings: EngineSettings, plan: Plan, on_progress: OnProgress) -
     Raises:
         ShardwiseError: a file that turns out broken while it is read.
     """
+    show_gpus(plan.visible_gpus)
     import torch
 
     from backend.surgery.load import load_model

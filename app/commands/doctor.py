@@ -100,7 +100,7 @@ def _computed(machine: Machine, asked: str) -> list[Finding]:
     """The self-test on the device that a plan would take, in the dtype that follows."""
     target = choose_target(asked, machine)
     dtype, _ = choose_dtype("auto", target)
-    report = compute_report(self_test_command(target.device, dtype))
+    report = compute_report(self_test_command(target.device, dtype, [gpu.uuid for gpu in machine.gpus]))
     return compute_findings(report, machine, target.device, dtype)
 
 

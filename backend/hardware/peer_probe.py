@@ -42,7 +42,8 @@ class PairReport(Struct, frozen=True):
 def probed(machine: Machine, store: PeerStore | None = None, command: tuple[str, ...] = ()) -> Machine:
     """The machine with its peers known: from an earlier probe, or after one that takes some seconds.
 
-    Where the probe cannot run at all, the machine stays as it is. Tests replace the store and the `command`.
+    Where a pair cannot be probed (no torch for CUDA, no free memory), its peers stay unknown, and the next start tries
+    again. Tests replace the store and the `command`.
     """
     if len(machine.gpus) < 2:
         return machine
@@ -50,7 +51,7 @@ def probed(machine: Machine, store: PeerStore | None = None, command: tuple[str,
     peers = store.read(machine.gpus)
     if peers is None:
         peers = probe(machine.gpus, command)
-        if peers:
+        if len(peers) == len(list(combinations(machine.gpus, 2))):
             store.write(machine.gpus, peers)
     return replace(machine, peers=peers)
 

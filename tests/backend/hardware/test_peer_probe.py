@@ -155,11 +155,29 @@ def test_a_way_is_copied_checked_and_timed(monkeypatch: pytest.MonkeyPatch) -> N
     from backend.hardware import probe_peers
 
     monkeypatch.setattr(probe_peers, "_LARGE", 1 << 16)
-    here = torch.device("cpu")
-    wrong, gigabytes, microseconds = probe_peers._way(here, here)
+    one, other = (probe_peers._buffer(torch.device("cpu")) for _ in range(2))
+    wrong, gigabytes, microseconds = probe_peers._way(one[0], other[1])
     assert not wrong
     assert gigabytes > 0
     assert microseconds > 0
     copy = torch.Tensor.copy_
-    monkeypatch.setattr(torch.Tensor, "copy_", lambda target, source: copy(target, source).add_(1))
-    assert probe_peers._way(here, here)[0]
+    monkeypatch.setattr(torch.Tensor, "copy_", lambda target, source: copy(target, source).add_(target is other))
+    assert not probe_peers._way(one[0], one[1])[0]
+    other = one[1]
+    assert probe_peers._way(one[0], other)[0]
+
+
+def test_a_torch_that_sees_no_gpu_finds_nothing() -> None:
+    assert probe(bridged_3090().gpus) == ()
+
+
+def test_a_probe_that_breaks_off_before_a_pair_is_not_remembered(tmp_path: Path, seen: Path) -> None:
+    """No memory for the second pair: what is known is used, and the next start tries the rest."""
+    begin = PROGRAM.replace(
+        "    tell(first, second)\n", "    if pair == '0-2': sys.exit('no memory')\n    tell(first, second)\n"
+    )
+    command = (sys.executable, "-c", begin.replace("ODDITY", "pass").replace("ODD", "()"))
+    store = PeerStore(tmp_path, "boot")
+    assert len(probed(pcie_3090(3), store, command).peers) == 1
+    assert store.read(pcie_3090(3).gpus) is None
+    assert len(runs(seen)) == 2

@@ -98,7 +98,9 @@ def test_what_heads_columns_and_the_vocabulary_divide_is_counted() -> None:
     assert facts.query_parameters == (2 * 64 * 64,) * 3
     assert facts.key_parameters == (2 * 64 * 32,) * 3
     assert facts.columns == (Columns(96, 3 * 3 * 64 * 96),)
-    assert facts.vocabulary_parameters == 2 * 128 * 64
+    assert (facts.vocabulary_parameters, facts.output_parameters) == (2 * 128 * 64, 128 * 64)
+    tied = describe(FAMILIES["llama-tied"]())
+    assert tied.vocabulary_parameters == tied.output_parameters == 128 * 64
     assert facts.replicated_parameters == 7 * 64
     assert (facts.experts, facts.active_experts) == ((), 0)
 
