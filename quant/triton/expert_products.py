@@ -101,7 +101,7 @@ def add_bias(sums, bias, columns, inside):
     return sums
 
 
-@triton.jit(do_not_specialize=["most", "x_row"])
+@triton.jit(do_not_specialize=["most"])
 def up_kernel(
     x, x_row, order, blocks, most, weight, weight_expert, weight_column, weight_depth, bias, bias_expert, inner,
     alpha, limit, offset,

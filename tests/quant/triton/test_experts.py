@@ -43,7 +43,7 @@ def test_tokens_experts_and_choices(tokens: int, experts: int, active: int) -> N
 @pytest.mark.parametrize(("hidden", "inner"), [(8, 8), (24, 40), (33, 70), (96, 130)])
 @pytest.mark.parametrize("gate", [SILU, GPT_OSS, None])
 def test_sizes_that_are_no_multiples_of_a_block(hidden: int, inner: int, gate: Gate | None) -> None:
-    compare(ExpertCase(hidden=hidden, inner=inner, gate=gate, biased=True))
+    compare(ExpertCase(4, total=3, here=3, hidden=hidden, inner=inner, gate=gate, biased=True))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_sizes_that_are_no_multiples_of_a_block(hidden: int, inner: int, gate: G
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
 def test_gates_layouts_and_biases(gate: Gate, transposed: bool, biased: bool) -> None:
-    compare(ExpertCase(gate=gate, transposed=transposed, biased=biased))
+    compare(ExpertCase(4, total=2, here=2, inner=32, gate=gate, transposed=transposed, biased=biased))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
