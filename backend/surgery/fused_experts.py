@@ -76,7 +76,8 @@ def _candidates(experts: Any) -> Iterator[Gate]:
 
 def _matrices(experts: Any, share: ExpertShare) -> ExpertMatrices:
     name = "gate_up_proj" if experts.has_gate else "up_proj"
-    up, down = getattr(experts, name), experts.down_proj
+    # Some have more first matrices than experts.
+    up, down = getattr(experts, name)[: share.count], experts.down_proj
     if experts.is_transposed:
         up, down = up.transpose(1, 2), down.transpose(1, 2)
     if not experts.has_bias:
