@@ -26,6 +26,7 @@ from backend.surgery.divided import DividedRMSNorm, add_up, divide_vocabulary
 from backend.surgery.expert_shares import are_experts, narrow_experts
 from backend.surgery.flow import FlowModel
 from backend.surgery.norm import rms_norm
+from backend.surgery.own_experts import adopt_experts
 from backend.surgery.trace import Traced
 
 
@@ -135,7 +136,7 @@ def _divide_experts(model: nn.Module, division: Division, group: Group) -> dict[
     cuts: dict[str, Cut] = {}
     module: Any
     for path, module in model.named_modules():
-        if are_experts(module):
+        if are_experts(module) or adopt_experts(module):
             slices = narrow_experts(module, division, group)
             module.share = slices.share
             cuts |= {f"{path}.{name}": Cut(dim, index) for name, (dim, index) in slices.kept.items()}

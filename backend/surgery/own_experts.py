@@ -16,9 +16,8 @@ from backend.surgery.experts import run_experts, share_of
 def adopt_experts(experts: Any) -> bool:
     """Gives a module of gated experts with a forward of its own what the interface's have; False for other modules.
 
-    `gate_up_proj` and `down_proj` are [experts, …, …]. Where it is told each token's choices, `run_experts` computes
-    it, and choices past the experts with weights are the token itself (LongCat); where it gets every expert's tokens
-    one after the other (Llama 4), its own forward does.
+    `gate_up_proj` and `down_proj` are [experts, …, …], and it is told each token's choices: `run_experts` computes it;
+    choices past the experts with weights are the token itself (LongCat).
     """
     up, down = experts._parameters.get("gate_up_proj"), experts._parameters.get("down_proj")
     if are_experts(experts) or up is None or down is None or up.dim() != 3 or down.dim() != 3:
@@ -26,14 +25,13 @@ def adopt_experts(experts: Any) -> bool:
     transposed = up.shape[2] == 2 * down.shape[1] and up.shape[1] == down.shape[2]
     if not transposed and (up.shape[1] != 2 * down.shape[2] or up.shape[2] != down.shape[1]):
         return False
-    inputs = len(inspect.signature(type(experts).forward).parameters) - 1
-    if inputs not in (1, 3):
+    if len(inspect.signature(type(experts).forward).parameters) != 4:
         return False
     experts.has_gate, experts.has_bias, experts.has_post_expert_norm = True, False, False
     experts.is_transposed = transposed
     if not hasattr(experts, "_apply_gate"):
         experts._apply_gate = partial(_gate, experts.act_fn)
-    experts.forward = partial(_routed if inputs == 3 else _dense, experts)
+    experts.forward = partial(_routed, experts)
     return True
 
 
@@ -50,19 +48,3 @@ def _routed(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weig
     # After the sum over ranks: every rank adds the token itself.
     kept = torch.where(top_k_index >= share.total, top_k_weights, 0).sum(1)
     return out + (hidden_states * kept[:, None]).to(out.dtype)
-
-
-def _dense(experts: Any, hidden_states: Tensor) -> Tensor:
-    """hidden_states: [experts * T, hidden]."""
-    share = share_of(experts)
-    own = partial(type(experts).forward, experts)
-    if share.count == share.total:
-        out = own(hidden_states)
-    else:
-        rows = hidden_states.shape[0] // share.total
-        mine = slice(share.first * rows, (share.first + share.count) * rows)
-        out = torch.zeros_like(hidden_states)
-        out[mine] = own(hidden_states[mine])
-    if share.reduce is not None and not out.is_meta:
-        share.reduce(out)
-    return out

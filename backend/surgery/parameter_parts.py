@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from backend.planner.model_facts import Columns, ExpertColumns
-from backend.surgery.expert_shares import are_experts
+from backend.surgery.batched_experts import batched_experts
 from backend.surgery.trace import TracedLayer
 
 
@@ -118,7 +118,7 @@ def _count_experts(parts: ParameterParts, module: Any, hidden: int) -> None:
     if down is not None and down.dim() == 3:
         count, *sides = down.shape
         width = sides[0] if sides[1] == hidden else sides[1]
-        if not are_experts(module):  # those that compute every token are divided by columns, whatever is asked
+        if batched_experts(module):  # divided by columns, whatever is asked
             parts.columns[width] += parts.count(module.parameters(recurse=False))
             return
         parts.experts[count, width] += parts.count(module.parameters(recurse=False))
