@@ -70,6 +70,12 @@ def trace_model(config: PreTrainedConfig) -> tuple[ModelFacts, Traced]:
     return facts, traced
 
 
+def own_facts(facts: ModelFacts, traced: Traced) -> ModelFacts:
+    """The facts of one rank's part, which has heads of its own; sizes of the whole model stay."""
+    layers = tuple(layer.cache for layer in traced.layers)
+    return replace(facts, layers=layers, heads=tuple(layer.heads for layer in traced.layers))
+
+
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Products of a probe are done sooner than torch's threads have waited for each other on a busy machine."""

@@ -1,4 +1,7 @@
-"""Fused experts of mixture models: all tokens of an expert in one product, as an implementation for transformers."""
+"""Fused experts of mixture models: all tokens of an expert in one product, as an implementation for transformers.
+
+How a module was cut for a rank is `expert_shares`'; the kernels for GPUs are quant's.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_forward
+
+from backend.surgery.expert_shares import ExpertShare, activate
 
 EXPERTS = "shardwise"
 
@@ -19,43 +24,87 @@ def register() -> None:
 def run_experts(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """The weighted sum [T, hidden] of each token's experts; top_k_index and top_k_weights are [T, k].
 
-    On a GPU transformers' grouped product does it without asking the host. On the CPU a loop over the experts that
-    have tokens is faster, and reads no other expert's weights. Without data only the shape counts.
+    Choices are numbered among all experts and equal on all ranks; what lies elsewhere, and an index past the last,
+    adds nothing here, and the sum over ranks is one all-reduce. On a GPU nothing waits for the host. On the CPU a loop
+    over the experts that have tokens is faster, and reads no other expert's weights. Without data only the shape
+    counts.
     """
     if hidden_states.is_meta:
         return torch.empty_like(hidden_states)
-    if hidden_states.device.type != "cpu" or experts.has_post_expert_norm:
-        return grouped_mm_experts_forward(experts, hidden_states, top_k_index, top_k_weights)
-    return _loop(experts, hidden_states, top_k_index, top_k_weights)
+    share = share_of(experts)
+    if hidden_states.device.type == "cpu" or _norm_before_sum(experts, share):
+        out = _loop(experts, share, hidden_states, top_k_index, top_k_weights)
+    else:
+        out = _grouped(experts, share, hidden_states, top_k_index, top_k_weights)
+    if share.reduce is not None and not _norm_before_sum(experts, share):
+        share.reduce(out)
+    return out
 
 
-def _loop(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-    active = top_k_index.shape[1]
-    order = top_k_index.reshape(-1).argsort(stable=True)  # [T * k], pairs by expert
-    counts = torch.bincount(top_k_index.reshape(-1), minlength=experts.num_experts).tolist()
-    inputs = hidden_states[order // active]
-    outputs = torch.empty(inputs.shape[0], hidden_states.shape[1], dtype=hidden_states.dtype)
-    start = 0
-    for expert, count in enumerate(counts):
+def share_of(experts: Any) -> ExpertShare:
+    """The module's share; all experts where it was not divided."""
+    total = experts.down_proj.shape[0]
+    return getattr(experts, "share", None) or ExpertShare(0, total, total)
+
+
+def _norm_before_sum(experts: Any, share: ExpertShare) -> bool:
+    """Whether a norm over an expert's whole output asks for the sum over ranks of every pair, instead of every token.
+
+    (k times as many numbers as otherwise; the norm of a part would be wrong.)
+    """
+    return experts.has_post_expert_norm and not share.whole
+
+
+def _loop(experts: Any, share: ExpertShare, hidden_states: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    tokens, active = index.shape
+    flat = index.reshape(-1)
+    order = flat.argsort(stable=True)  # [T * k], pairs by expert
+    counts = torch.bincount(flat, minlength=share.total).tolist()
+    outputs = hidden_states.new_zeros(tokens * active, hidden_states.shape[1])
+    start = sum(counts[: share.first])
+    for expert, count in enumerate(counts[share.first : share.first + share.count]):
         if count:
-            outputs[start : start + count] = _one_expert(experts, expert, inputs[start : start + count])
+            pairs = order[start : start + count]
+            outputs[pairs] = _one_expert(experts, share, expert, hidden_states[pairs // active])
             start += count
-    weighted = outputs * top_k_weights.reshape(-1)[order, None]
-    restored = torch.empty_like(weighted)
-    restored[order] = weighted
-    # Summed in the order of the token's own choices, so the sum does not depend on the other tokens of the batch.
-    return restored.view(-1, active, hidden_states.shape[1]).sum(1).to(hidden_states.dtype)
+    if _norm_before_sum(experts, share) and share.reduce is not None:
+        share.reduce(outputs)
+    here = (index >= share.first) & (index < share.first + share.count)
+    return _weighted_sum(experts, outputs, torch.where(here, weights, 0))
 
 
-def _one_expert(experts: Any, expert: int, x: Tensor) -> Tensor:
-    """One expert's MLP over its tokens [n, hidden]."""
+def _weighted_sum(experts: Any, outputs: Tensor, weights: Tensor) -> Tensor:
+    """outputs: [T * k, hidden]. Summed in the order of the token's own choices: other tokens of the batch do not
+    matter."""
+    if experts.has_post_expert_norm:
+        outputs = experts.post_expert_norm(outputs)
+    weighted = outputs.view(*weights.shape, outputs.shape[1]) * weights[:, :, None]
+    return weighted.sum(1).to(outputs.dtype)
+
+
+def _one_expert(experts: Any, share: ExpertShare, expert: int, x: Tensor) -> Tensor:
+    """One expert's MLP over its tokens [n, hidden]; `expert` counts from the first that lies here."""
     up = "gate_up_proj" if experts.has_gate else "up_proj"
-    product = _multiply(experts, up, expert, x)
-    inner = experts._apply_gate(product) if experts.has_gate else experts.act_fn(product)
-    return _multiply(experts, "down_proj", expert, inner)
+    inner = activate(experts, _multiply(experts, up, expert, x))
+    return _multiply(experts, "down_proj", expert, inner, biased=share.biased)
 
 
-def _multiply(experts: Any, name: str, expert: int, x: Tensor) -> Tensor:
+def _multiply(experts: Any, name: str, expert: int, x: Tensor, *, biased: bool = True) -> Tensor:
+    """The one place where an expert's weight is multiplied on a processor."""
     weight = getattr(experts, name)[expert]
     product = x @ (weight if experts.is_transposed else weight.T)
-    return product + getattr(experts, f"{name}_bias")[expert] if experts.has_bias else product
+    return product + getattr(experts, f"{name}_bias")[expert] if experts.has_bias and biased else product
+
+
+def _grouped(experts: Any, share: ExpertShare, hidden_states: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """transformers' grouped product over the experts that lie here."""
+    # To transformers, a choice past the last expert is one that another rank computes.
+    experts.num_experts, experts._is_expert_parallel = share.count, share.count < share.total
+    here = (index >= share.first) & (index < share.first + share.count)
+    local = torch.where(here, index - share.first, share.count)
+    weights = torch.where(here, weights, 0)
+    out = grouped_mm_experts_forward(experts, hidden_states, local, weights)
+    if experts.has_bias and not share.biased:
+        bias = experts.down_proj_bias[local.clamp(max=share.count - 1)]
+        out -= (bias * weights[:, :, None]).sum(1).to(out.dtype)
+    return out

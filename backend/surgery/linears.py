@@ -28,6 +28,8 @@ class ServedLinear(nn.Module):
         weight: [out, in]; bias: [out] or None.
         parts: the layers it stands for; checkpoints are read into their rows.
         kernel: maps [..., in] to [..., out]; the plain product until `adopt` puts a stored one in its place.
+        finish: what is done to the product before it is handed on; where a layer is divided over ranks, they add up
+            or gather what each computed.
     """
 
     weight: nn.Parameter
@@ -36,6 +38,7 @@ class ServedLinear(nn.Module):
         super().__init__()
         self.weight, self.bias, self.parts = weight, bias, parts
         self.kernel: LinearKernel = self.multiply
+        self.finish: LinearKernel | None = None
         self.out_features, self.in_features = weight.shape
 
     def adopt(self, kernel: LinearKernel) -> None:
@@ -48,7 +51,8 @@ class ServedLinear(nn.Module):
         return functional.linear(x, self.weight, self.bias)  # pyright: ignore[reportArgumentType]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.kernel(x)
+        product = self.kernel(x)
+        return product if self.finish is None else self.finish(product)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{part.name}: {part.stop - part.start}" for part in self.parts)

@@ -10,9 +10,13 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from backend.errors import BrokenModelError
 from backend.library.files import ModelFiles
+from backend.parallel.division import Division
+from backend.parallel.group import Group
+from backend.parallel.quiet_group import QuietGroup
 from backend.surgery import hook
 from backend.surgery.build import build, materialize
-from backend.surgery.describe import trace_model
+from backend.surgery.describe import own_facts, trace_model
+from backend.surgery.divide import divide_model, finish_division
 from backend.surgery.gguf_weights import read_gguf
 from backend.surgery.model import ServedModel
 from backend.surgery.operate import operate
@@ -44,10 +48,14 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device,
     on_progress: Callable[[int, int], None],
+    division: Division | None = None,
+    group: Group | None = None,
 ) -> ServedModel:
     """The model, ready to serve, with weights and activations in `dtype` on `device`.
 
     on_progress: called with the bytes read so far and all bytes, often; the last call has both equal.
+    division, group: for one rank of several: its part of the model, which computes with the others' through the group;
+    `facts` are then the rank's own, and logits are right on the first rank, zeros on the others.
 
     Raises:
         UnsupportedModelError: a model that this version does not serve.
@@ -56,14 +64,22 @@ def load_model(
     config = read_config(files)
     facts, traced = trace_model(config)
     model = build(config, dtype)
-    hook.number_slots([model.get_submodule(layer.name) for layer in traced.layers])
+    divided = None
+    ranks = QuietGroup(group) if group is not None else None
     read = read_gguf(model, files) if files.format == "gguf" else read_safetensors(model, files)
+    if division is not None and ranks is not None and division.size > 1:
+        divided = divide_model(model, config, traced, division, ranks)
+        traced = divided.traced
+        facts = own_facts(facts, traced)
+    hook.number_slots([model.get_submodule(layer.name) for layer in traced.layers])
     lengths = RopeLengths()
     regimes = operate(model, traced, lengths)
     materialize(model, device)
-    places = Places(model, files.name)
+    places = Places(model, files.name, divided and divided.tensors, divided.zeros if divided else frozenset())
     read(places, on_progress)
     places.check_complete()
+    if divided is not None:
+        finish_division(model, divided)
     return ServedModel(
         module=model,
         facts=facts,
@@ -73,4 +89,5 @@ def load_model(
         recompute_lengths=regimes.recompute_lengths,
         scaled_past=regimes.scaled_past,
         lengths=lengths,
+        ranks=ranks,
     )

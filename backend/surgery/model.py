@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from backend.parallel.quiet_group import QuietGroup
 from backend.planner.model_facts import ModelFacts
 from backend.surgery.context import AttentionContext
 from backend.surgery.rope import RopeLengths
@@ -26,6 +28,7 @@ class ServedModel:
         scaled_past: the length past which a token's key depends on max(prompt, position + 1) (dynamic NTK), so that
             longer prompts have keys of their own; None where keys depend on tokens and positions alone.
         lengths: where modules look for the pass's positions and rope lengths.
+        ranks: the group that a divided model computes with; None for a whole one.
     """
 
     module: nn.Module
@@ -36,6 +39,11 @@ class ServedModel:
     recompute_lengths: tuple[int, ...]
     scaled_past: int | None
     lengths: RopeLengths
+    ranks: QuietGroup | None = None
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Inside, the other ranks of a divided model are not asked: for probes that each rank makes by itself."""
+        return nullcontext() if self.ranks is None else self.ranks.quiet()
 
     def forward(
         self,
@@ -46,6 +54,8 @@ class ServedModel:
         context: AttentionContext,
     ) -> Tensor:
         """One pass over flat tokens [T] at positions [T]: float32 logits [len(rows), vocabulary] of the given rows.
+
+        Of a divided model, all ranks call it with the same arguments; only the first gets logits, the others zeros.
 
         rope_lengths [T]: the length by which each token's length-dependent RoPE variant chooses its frequencies.
         """

@@ -43,6 +43,8 @@ class ServedRMSNorm(nn.Module):
 def rms_norm(module: nn.Module) -> ServedRMSNorm | None:
     """The replacement for a module that computes a root-mean-square norm over its last dimension, else None."""
     weight = module._parameters.get("weight")
+    if getattr(module, "asks_others", False):  # other ranks would not answer a probe
+        return None
     if len(module._parameters) != 1 or weight is None or weight.dim() != 1 or module._modules or module._buffers:
         return None
     epsilons = {given for name, given in vars(module).items() if "eps" in name and isinstance(given, float)}

@@ -50,7 +50,8 @@ def pack_model(model: ServedModel, weight_format: WeightFormat, team: Team | Non
         packed += stored.bytes
     if team is not None:
         _use_processor_kernels(model.module, team)
-        _fuse_layers(model, team)
+        with model.alone():
+            _fuse_layers(model, team)
     left = sum(parameter.nbytes for parameter in model.module.parameters())
     return replace(model, weights_bytes=packed + left)
 

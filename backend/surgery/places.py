@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
 from backend.errors import BrokenModelError
+from backend.surgery.cut import take
+from backend.surgery.cuts import Cut
 from backend.surgery.linears import ServedLinear
 
 
@@ -16,9 +18,14 @@ class Places:
     Merged parameters appear under each of their old names, as views. Each place is filled exactly once.
     """
 
-    def __init__(self, model: nn.Module, file: str) -> None:
-        """`model`: materialized. `file`: what to call the checkpoint in errors."""
-        self._file = file
+    def __init__(
+        self, model: nn.Module, file: str, cuts: Mapping[str, Cut] | None = None, zeros: frozenset[str] = frozenset()
+    ) -> None:
+        """`model`: materialized. `file`: what to call the checkpoint in errors.
+
+        cuts, zeros: of a divided model, by name: the part of a tensor that belongs to the place; places that get zeros.
+        """
+        self._file, self._cuts, self._zeros = file, cuts or {}, zeros
         self._tensors = dict(_named_places(model))
         self._filled: set[tuple[int, tuple[int, ...]]] = set()
 
@@ -26,8 +33,14 @@ class Places:
     def names(self) -> frozenset[str]:
         return frozenset(self._tensors)
 
-    def fill(self, name: str, value: Tensor) -> None:
+    def cut_of(self, name: str) -> Cut | None:
+        """Which part of the checkpoint's tensor belongs to this place; None for all of it."""
+        return self._cuts.get(name)
+
+    def fill(self, name: str, value: Tensor, *, cut: bool = False) -> None:
         """Copies `value` to the place, converting its dtype. A copy for a tied name that is filled already is skipped.
+
+        cut: the value is the place's part of the tensor already.
 
         Raises:
             BrokenModelError: no such place, or another shape.
@@ -37,6 +50,9 @@ class Places:
                 f"{self._file} does not fit its own config.", f"The model has no tensor {name}.", _DOWNLOAD_AGAIN
             )
         place = self._tensors[name]
+        part = None if cut else self._cuts.get(name)
+        if part is not None:
+            value = self._part(name, value, part)
         if place.shape != value.shape:
             raise BrokenModelError(
                 f"{self._file} does not fit its own config.",
@@ -44,8 +60,20 @@ class Places:
                 _DOWNLOAD_AGAIN,
             )
         if _where(place) not in self._filled:
-            place.copy_(value)
+            if name in self._zeros:
+                place.zero_()
+            else:
+                place.copy_(value)
             self._filled.add(_where(place))
+
+    def _part(self, name: str, value: Tensor, cut: Cut) -> Tensor:
+        if cut.dim >= value.dim() or value.shape[cut.dim] <= int(cut.index.max()):
+            raise BrokenModelError(
+                f"{self._file} does not fit its own config.",
+                f"{name} is {list(value.shape)} in the file, which is smaller than the config says.",
+                _DOWNLOAD_AGAIN,
+            )
+        return take(value, cut)
 
     def check_complete(self) -> None:
         """Raises BrokenModelError where a place has not been filled, naming up to five."""

@@ -19,6 +19,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from backend.errors import BrokenModelError
 from backend.library.files import ModelFiles
+from backend.surgery.cuts import Cut
 from backend.surgery.places import Places
 
 
@@ -104,24 +105,51 @@ class _Reader:
                 shard = stack.enter_context(safe_open(path, framework="pt"))
                 self._shards |= dict.fromkeys(shard.keys(), shard)
             for source, target in reading.direct.items():
-                self._places.fill(target, self._tensor(source))
+                span = _span(self._places.cut_of(target))
+                self._places.fill(target, self._tensor(source, span), cut=span is not None)
             for target, group in reading.groups.items():
                 self._convert(target, group, model)
         self._on_progress(self._total, self._total)
 
-    def _tensor(self, name: str) -> Tensor:
-        tensor = self._shards[name].get_tensor(name)
+    def _tensor(self, name: str, span: tuple[int, range] | None = None) -> Tensor:
+        """All of a tensor, or of a dimension of it a range, which alone is read."""
+        tensor: Tensor
+        if span is None:
+            tensor = self._shards[name].get_tensor(name)
+        else:
+            dim, kept = span
+            tensor = self._shards[name].get_slice(name)[(*(slice(None),) * dim, slice(kept.start, kept.stop))]
         self._done += tensor.numel() * tensor.element_size()
         self._on_progress(min(self._done, self._total), self._total)
         return tensor
 
     def _convert(self, target: str, group: _Group, model: PreTrainedModel) -> None:
-        gathered: dict[str, list[Tensor]] = defaultdict(list)
+        names: dict[str, list[str]] = defaultdict(list)
         for source, pattern in group.sources:
-            gathered[pattern].append(self._tensor(source))
+            names[pattern].append(source)
+        own = _own_sources(names, self._places.cut_of(target))
+        gathered = {pattern: [self._tensor(source) for source in own[pattern]] for pattern in own}
         made = _run(group.converter, gathered, target, model)
         for name, value in made.items():
-            self._places.fill(name, value[0] if isinstance(value, list) else value)
+            self._places.fill(name, value[0] if isinstance(value, list) else value, cut=own is not names)
+
+
+def _span(cut: Cut | None) -> tuple[int, range] | None:
+    """The cut as one range of a dimension, where it is one."""
+    if cut is None or bool((cut.index.diff() != 1).any()):
+        return None
+    return cut.dim, range(int(cut.index[0]), int(cut.index[-1]) + 1)
+
+
+def _own_sources(names: dict[str, list[str]], cut: Cut | None) -> dict[str, list[str]]:
+    """The tensors to read: those of a rank's own experts, where each file tensor is one expert's and all are stacked.
+
+    Returns `names` itself where all are needed.
+    """
+    span, counts = _span(cut), {len(sources) for sources in names.values()}
+    if span is None or span[0] != 0 or len(counts) != 1 or counts.pop() < max(2, span[1].stop):
+        return names
+    return {pattern: sources[span[1].start : span[1].stop] for pattern, sources in names.items()}
 
 
 def _run(

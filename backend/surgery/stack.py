@@ -70,8 +70,20 @@ class FusedStack(nn.Module):
         self._step(tokens, cos, sin, context)
         x = self._memory["x"][:tokens]
         x.copy_(hidden_states[0])
-        self._program.run()
+        self._run(self._memory["back"][:tokens])
         return x.unsqueeze(0)
+
+    def _run(self, back: Tensor) -> None:
+        """All jobs; where ranks add up what a half layer computed, [T, hidden], in pieces that end there."""
+        first = 0
+        for index, part in enumerate(self._parts):
+            for job, finish in zip((OUTPUT, DOWN), part.sums, strict=True):
+                if finish is not None:
+                    behind = index * len(JOBS) + job + 1
+                    self._program.run(first, behind)
+                    finish(back)
+                    first = behind
+        self._program.run(first)
 
     def _runs_in_place(self, context: Any) -> bool:
         return isinstance(context, PagedContext) and all(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,15 @@ from backend.surgery.processor_kernels import RowNorm
 from quant.cpu.linear import PackedLinear
 
 _TOKENS = 3
+Finish = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class StackedLayer:
-    """The kernels of one layer; `norms` are attention's and the MLP's, `head_norms` query's and key's or none."""
+    """The kernels of one layer; `norms` are attention's and the MLP's, `head_norms` query's and key's or none.
+
+    `sums` are what ranks do to the products of `output` and `down`, where a model is divided.
+    """
 
     module: nn.Module
     slot: int
@@ -38,6 +42,7 @@ class StackedLayer:
     output: PackedLinear
     gate_up: PackedLinear
     down: PackedLinear
+    sums: tuple[Finish | None, Finish | None]
 
     def linears(self, **jobs: int) -> Iterator[tuple[int, PackedLinear]]:
         """The four products, each with the number that `jobs` gives its name in capitals."""
@@ -82,6 +87,8 @@ def stacked_layer(module: nn.Module) -> StackedLayer | None:
         and activation is not None
         and attention.head_size % 32 == 0
         and width % 16 == 0
+        and attention.qkv.finish is None
+        and mlp.gate_up.finish is None
     )
     if not plain or not _is_residual(module, attention, mlp, norms):
         return None
@@ -101,6 +108,7 @@ def stacked_layer(module: nn.Module) -> StackedLayer | None:
         output=linears[1],
         gate_up=linears[2],
         down=linears[3],
+        sums=(attention.output.finish, mlp.down.finish),
     )
 
 

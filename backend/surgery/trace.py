@@ -21,7 +21,7 @@ from backend.surgery.latent import LatentForm
 from backend.surgery.mask import Mask, MaskFunction, OddMaskError, Sight, sight
 from backend.surgery.refusal import unsupported
 from backend.surgery.rope import RopeLengths
-from kvcache.layout import LayerCache
+from kvcache.layout import Keeps, LayerCache
 
 TRACE = "shardwise-trace"
 _TRACE_TOKENS = 2
@@ -39,6 +39,14 @@ class TracedLayer:
     cache: LayerCache
     heads: int
     latent: LatentForm | None = None
+
+    @property
+    def expanded(self) -> LayerCache:
+        """What its module hands to attention: for latents, the keys and values of every head."""
+        form = self.latent
+        if form is None:
+            return self.cache
+        return LayerCache(Keeps.FULL, None, self.heads, form.nope + form.rope, form.value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,9 @@ class Program:
         self.items: NDArray[numpy.int64] = numpy.zeros(len(functions), numpy.int64)
         self._places = (self._functions.ctypes.data, self.words.ctypes.data, width * 8, self.items.ctypes.data)
 
-    def run(self) -> None:
-        """Runs all jobs in order; the caller keeps every address in `words` alive meanwhile."""
-        self._team.run_all(*self._places, len(self._functions))
+    def run(self, first: int = 0, behind: int | None = None) -> None:
+        """Runs the jobs from `first` to before `behind` in order, all unless told; the caller keeps every address in
+        `words` alive meanwhile."""
+        functions, words, stride, items = self._places
+        count = (len(self._functions) if behind is None else behind) - first
+        self._team.run_all(functions + 8 * first, words + stride * first, stride, items + 8 * first, count)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from backend.parallel.group import Group
 from backend.surgery.model import ServedModel
 from tests.fakes.attention_context import PlainAttentionContext, SequenceCache
 
@@ -19,17 +20,26 @@ class _Progress:
 
 
 def decode(
-    model: ServedModel, prompts: list[list[int]], count: int, *, chunk: int, zeroed_slot: int | None = None
+    model: ServedModel,
+    prompts: list[list[int]],
+    count: int,
+    *,
+    chunk: int,
+    zeroed_slot: int | None = None,
+    group: Group | None = None,
 ) -> list[list[int]]:
-    """`count` greedy tokens per prompt. At most `chunk` tokens of a sequence are computed in a pass."""
+    """`count` greedy tokens per prompt. At most `chunk` tokens of a sequence are computed in a pass.
+
+    group: for one rank of several, which all decode the same.
+    """
     running = [_Progress(list(prompt), list(prompt)) for prompt in prompts]
     while any(len(one.tokens) < len(one.prompt) + count for one in running):
         live = [one for one in running if len(one.tokens) < len(one.prompt) + count]
-        _step(model, live, chunk, zeroed_slot)
+        _step(model, live, chunk, zeroed_slot, group)
     return [one.tokens[len(one.prompt) :] for one in running]
 
 
-def _step(model: ServedModel, live: list[_Progress], chunk: int, zeroed_slot: int | None) -> None:
+def _step(model: ServedModel, live: list[_Progress], chunk: int, zeroed_slot: int | None, group: Group | None) -> None:
     parts, tokens, positions, lengths, rows, sampled = [], [], [], [], [], []
     for one in live:
         if any(one.computed == limit and len(one.tokens) > limit for limit in model.recompute_lengths):
@@ -52,6 +62,9 @@ def _step(model: ServedModel, live: list[_Progress], chunk: int, zeroed_slot: in
         torch.tensor(rows, dtype=torch.long),
         context,
     )
+    if group is not None:  # the first rank's logits; the others have zeros
+        logits = logits.clone()
+        group.all_reduce(logits)
     assert context.slots_called == list(range(len(model.facts.layers)))
     for one, row in zip(sampled, logits, strict=True):
         one.tokens.append(int(row.argmax()))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from backend.batch import Batch, PageSpan, SampleTask, Slice
+from backend.parallel.division import Division
 from backend.request import Sampling
 from backend.runner import Runner
 from backend.surgery.load import load_model
@@ -20,6 +21,7 @@ from kvcache.layout import build_layout
 from quant.cpu.team import Team
 from quant.kv_format import parse_kv_formats
 from quant.weight_format import WEIGHT_FORMATS
+from tests.fakes.thread_group import on_ranks, thread_groups
 from tests.fakes.tiny_models import make_checkpoint
 
 WIDE = ["llama-wide", "qwen3-wide", "mistral-wide"]
@@ -104,3 +106,33 @@ def test_computes_what_its_layers_compute(
 def test_models_of_another_kind_keep_their_layers(tmp_path_factory: pytest.TempPathFactory) -> None:
     for family in ("gemma2", "mixtral", "llama"):  # more norms, experts, heads too narrow
         assert not stacks(packed(family, tmp_path_factory.mktemp(family), torch.float32, Team(1)))
+
+
+@pytest.mark.parametrize("family", WIDE)
+def test_ranks_stacks_add_up_to_the_whole(family: str, tmp_path: Any) -> None:
+    """Each rank runs a stack of its own, in pieces that end where the ranks add up: twice a layer, and at both ends."""
+    team = Team(1)
+    files = make_checkpoint(family, tmp_path)
+    whole = packed(family, tmp_path, torch.float32, team)
+    groups = thread_groups(2)
+    models = [
+        pack_model(
+            load_model(
+                files, dtype=torch.float32, device=torch.device("cpu"), on_progress=lambda done, total: None,
+                division=Division(group.rank, (1.0, 1.0), (1.0, 1.0)), group=group,
+            ),
+            WEIGHT_FORMATS["model"],
+            Team(1),
+        )
+        for group in groups
+    ]  # fmt: skip
+    assert all(len(stacks(model)) == 1 for model in models)
+    assert groups[0].calls == 0
+    expected = run(whole, team)
+    given = on_ranks(groups, lambda rank: run(models[rank], Team(1)))
+    assert len(given[0]) == len(expected)
+    for ours, wanted in zip(given[0], expected, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
+    layers = len(whole.facts.layers)
+    # The embedding, two sums a layer, and the logits where a step has any.
+    assert groups[0].calls == sum(1 + 2 * layers + (len(logits) > 0) for logits in expected)
