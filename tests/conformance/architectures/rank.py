@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import traceback
-from dataclasses import dataclass, fields
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -13,30 +12,17 @@ import torch
 from torch import Tensor
 
 from backend.errors import UnsupportedModelError
+from backend.parallel.division import Division
 from backend.parallel.group import Group
-from backend.surgery.context import AttentionContext
 from backend.surgery.load import load_model
 from backend.surgery.model import ServedModel
 from tests.conformance.architectures.messages import Job, Reply
 from tests.fakes.attention_context import PlainAttentionContext, SequenceCache
 from tests.fakes.decode import decode
+from tests.fakes.gloo_group import PlainGlooGroup
 
 _CHUNK = 7  # no prompt's length is a multiple of it, and none of the windows
-
-
-@dataclass(frozen=True)
-class SharedModel(ServedModel):
-    """A rank's model whose logits every rank gets, so that all choose the same tokens."""
-
-    group: Group | None = None
-
-    def forward(
-        self, tokens: Tensor, positions: Tensor, rope_lengths: Tensor, rows: Tensor, context: AttentionContext
-    ) -> Tensor:
-        logits = super().forward(tokens, positions, rope_lengths, rows, context).clone()
-        if self.group is not None:
-            self.group.all_reduce(logits)
-        return logits
+_SECONDS = 30.0
 
 
 def answer(job: Job, rank: int, folder: Path) -> Reply:
@@ -50,13 +36,25 @@ def answer(job: Job, rank: int, folder: Path) -> Reply:
 
 
 def _answer(job: Job, rank: int, folder: Path) -> Reply:
-    served = load_model(
-        job.files, dtype=torch.float32, device=torch.device("cpu"), on_progress=lambda done, total: None
-    )
-    model = SharedModel(**{field.name: getattr(served, field.name) for field in fields(ServedModel)})
-    tokens = decode(model, [list(prompt) for prompt in job.prompts], job.count, chunk=_CHUNK)
+    size = len(job.attention)
+    if size == 1:
+        return _answer_in(job, None, None)
+    group = PlainGlooGroup(rank, size, folder / job.generation, _SECONDS)
+    try:
+        return _answer_in(job, Division(rank, job.attention, job.mlp, job.experts), group)
+    finally:
+        group.close()
+
+
+def _answer_in(job: Job, division: Division | None, group: Group | None) -> Reply:
+    model = load_model(
+        job.files, dtype=torch.float32, device=torch.device("cpu"), on_progress=lambda done, total: None,
+        division=division, group=group,
+    )  # fmt: skip
+    tokens = decode(model, [list(prompt) for prompt in job.prompts], job.count, chunk=_CHUNK, group=group)
     logits = [_logits(model, torch.tensor(prompt)).numpy().tobytes() for prompt in job.prompts]
-    return Reply("answered", tokens=tokens, logits=logits, held=served.weights_bytes)
+    first = division is None or division.rank == 0  # the others have zeros
+    return Reply("answered", tokens=tokens, logits=logits if first else [], held=model.weights_bytes)
 
 
 def _logits(model: ServedModel, tokens: Tensor) -> Tensor:

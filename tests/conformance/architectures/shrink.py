@@ -28,7 +28,8 @@ def _has_plan(config: type[PreTrainedConfig], name: str) -> bool:
 
 
 def _parts(config: type[PreTrainedConfig]) -> dict[str, Any]:
-    return dict(config.sub_configs)  # pyright: ignore[reportArgumentType, reportCallIssue] - a class property
+    parts: Any = config.sub_configs
+    return dict(parts)
 
 
 def shrink(config: type[PreTrainedConfig]) -> PreTrainedConfig:

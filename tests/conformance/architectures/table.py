@@ -10,10 +10,10 @@ from tests.conformance.architectures.judge import WAYS, Row
 _HEAD = """# Architectures
 
 Written by `python -m tests.conformance.architectures`, which runs every causal language model type of transformers
-{version} that has a plan for tensor parallelism: with tiny random weights in float32 and sizes that do not divide nicely,
+{version} that has a plan for tensor parallelism: with tiny random weights in float32, sizes that do not divide nicely,
 over processes that talk through Gloo (torch {torch}, CPU). A type works where greedy tokens after several prompts are
-those of transformers' own forward, and all logits lie within 1e-3 of it, in every column: TP n divides heads, MLPs and the
-vocabulary over n ranks, EP n whole experts. Numbers are the largest distance of a logit. Without any one layer's
+those of transformers' own forward, and all logits lie within 1e-3 of it, in every column: TP n divides heads, MLPs and
+the vocabulary over n ranks, EP n whole experts. Numbers are the largest distance of a logit. Without any one layer's
 attention, or any one expert, the answers would have been others.
 
 {works} of {total} types work, {refused} are refused by name, {wrong} {are} wrong.

@@ -52,7 +52,7 @@ class Team:
         if isinstance(replies, Reply):
             self._end()
             return replies
-        if len({(reply.outcome, reply.why) for reply in replies}) > 1:
+        if len({(reply.outcome, reply.why, str(reply.tokens)) for reply in replies}) > 1:
             said = "; ".join(f"rank {rank} {reply.outcome} {reply.why}" for rank, reply in enumerate(replies))
             return Reply("failed", f"ranks do not agree: {said}")
         return replies[0]
