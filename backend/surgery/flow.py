@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.moe import ExpertsInterface
 
+from backend.surgery.handed_on import hand_on
 from backend.surgery.norm import rms_norm
 from backend.surgery.rope import RopeLengths, replace_rope
 from backend.surgery.tempered import tell_positions
@@ -84,6 +85,7 @@ class FlowModel:
         tell_positions(model, self._lengths)
         self._layers = {_layer_path(model, name) for name in self._names.values()}
         self._prepare(traced)
+        hand_on(model, traced.unhanded, "recorder")
 
     def run(self) -> FlowRecord:
         """Raises what the model's own code raises where it cannot work on what it is given."""
@@ -196,7 +198,14 @@ def _set_implementation(model: PreTrainedModel) -> None:
 
 
 def _attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *, recorder: FlowModel, **rest: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    *,
+    recorder: FlowModel,
+    **rest: Any,
 ) -> tuple[Tensor, None]:
     return recorder.attend(module, query, key, value, rest.get("s_aux")), None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,13 +18,14 @@ class PlainGlooGroup:
     def __init__(self, rank: int, size: int, meeting: Path, seconds: float) -> None:
         """meeting: a file that no earlier group has met in. seconds: how long a rank waits for the others."""
         self.rank, self.size = rank, size
-        options = ProcessGroupGloo._Options()  # pyright: ignore[reportAttributeAccessIssue]
-        options._devices = [ProcessGroupGloo.create_device(hostname="127.0.0.1", lazy_init=False)]
+        gloo: Any = ProcessGroupGloo  # its stubs leave most out
+        options = gloo._Options()
+        options._devices = [gloo.create_device(hostname="127.0.0.1", lazy_init=False)]
         options._threads = 1
         options._timeout = timedelta(seconds=seconds)
         store = FileStore(str(meeting), size)
         store.set_timeout(timedelta(seconds=seconds))
-        self._group = ProcessGroupGloo(store, rank, size, options)
+        self._group: Any = gloo(store, rank, size, options)
 
     def all_reduce(self, x: Tensor) -> None:
         self._group.allreduce([x]).wait()
