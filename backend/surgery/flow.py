@@ -126,6 +126,8 @@ class FlowModel:
                 vars(module)["forward"] = partial(self._linear, path, module.out_features)
             elif isinstance(module, nn.Embedding):
                 vars(module)["forward"] = partial(self._embedding, path, module.embedding_dim)
+                # Some models take a row of the table themselves, for what is no text.
+                module.weight = nn.Parameter(torch.zeros(()).expand(module.weight.shape), requires_grad=False)
             else:
                 _fill(path, module)
             if path in self._layers:

@@ -148,8 +148,10 @@ BY_TYPE: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "dots1": _HEADS | {"n_routed_experts": EXPERTS, "n_shared_experts": 1, "num_experts_per_tok": 2},
         "dots3_note_audio_encoder": {"adapter_input_size": 48, "adapter_out_dim": 60},
         "dots3_note_vision_encoder": {"adapter_in_dim": 48, "adapter_out_dim": 60, "mlp_bias": False},
+        "ernie4_5_moe": {"moe_k": 3},
         "flint": {"mlp_only_layers": [0]},
         "gemma": {"num_key_value_heads": 2},  # fewer than ranks
+        "gemma3n_text": {"num_kv_shared_layers": 2, "layer_types": _MIXED},
         "gemma4_text": _GEMMA4_MIXTURE,
         "gemma4_unified_text": _GEMMA4,
         "helium": {"head_dim": 8},
