@@ -22,7 +22,7 @@ from backend.surgery.handed_on import hand_on
 from backend.surgery.norm import rms_norm
 from backend.surgery.rope import RopeLengths, replace_rope
 from backend.surgery.tempered import tell_positions
-from backend.surgery.trace import Traced
+from backend.surgery.trace import Traced, are_own_experts
 
 FLOW = "shardwise-flow"
 TOKENS = 3
@@ -128,12 +128,17 @@ class FlowModel:
                 vars(module)["forward"] = partial(self._embedding, path, module.embedding_dim)
                 # Some models take a row of the table themselves, for what is no text.
                 module.weight = nn.Parameter(torch.zeros(()).expand(module.weight.shape), requires_grad=False)
+            elif are_own_experts(module):  # whole on every rank
+                vars(module)["forward"] = partial(self._own_experts, path)
             else:
                 _fill(path, module)
             if path in self._layers:
                 module.register_forward_pre_hook(partial(self._cut_off, path), with_kwargs=True)
         for norm in wide_norms(self.model, traced):
             norm.forward = partial(_scale, norm)
+
+    def _own_experts(self, path: str, hidden_states: Tensor, *choice: Tensor) -> Tensor:
+        return self.opaque(hidden_states, path)
 
     def _linear(self, path: str, width: int, x: Tensor) -> Tensor:
         numbers = _numbers(path, *x.shape[:-1], width)

@@ -18,6 +18,7 @@ WORKING = (
     "cohere",  # attention and MLP side by side, norms of heads
     "deepseek_v3",  # latents, grouped experts
     "gpt_neox",  # packed query, key and value, biases
+    "longcat_flash",  # experts of its own, two attention modules to a layer
     "mimo_v2_flash",  # sinks, windows, values of another size
     "laguna",  # heads that differ by layer
     "llama",  # nine query heads to three KV heads

@@ -109,7 +109,7 @@ def _job(files: ModelFiles, way: Way) -> Job:
         experts=way.experts,
         prompts=tuple(map(tuple, prompts())),
         count=COUNT,
-        generation=f"{files.name}-{way.title.replace(' ', '-')}",
+        generation=f"{Path(files.folder).name}-{way.title.replace(' ', '-')}",
     )
 
 
