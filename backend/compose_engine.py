@@ -20,6 +20,7 @@ from backend.engine import Engine
 from backend.engine_settings import EngineSettings
 from backend.hardware.machine import Machine, read_machine
 from backend.hardware.peer_probe import probed
+from backend.hardware.visible_gpus import show_gpus
 from backend.library.checks import check
 from backend.parallel.division import Division
 from backend.planner.decide import PAGE_TOKENS, decide
@@ -101,6 +102,7 @@ def load_served(
     Raises:
         ShardwiseError: a file that turns out broken while it is read.
     """
+    show_gpus(plan.visible_gpus)
     import torch
 
     from backend.surgery.load import load_model

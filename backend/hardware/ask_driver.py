@@ -36,8 +36,11 @@ def ask_driver() -> GpuReading:
             pynvml.nvmlShutdown()
 
 
-def read_all() -> GpuReading:
-    """All GPUs of an NVML that is initialized. Raises NVMLError where the driver cannot be asked at all."""
+def read_all(links: bool = True) -> GpuReading:
+    """All GPUs of an NVML that is initialized, with the ways between them if `links`.
+
+    Raises NVMLError where the driver cannot be asked at all.
+    """
     driver = str(pynvml.nvmlSystemGetDriverVersion())
     version = int(pynvml.nvmlSystemGetCudaDriverVersion_v2())
     cuda = (version // 1000, version % 1000 // 10)
@@ -51,7 +54,7 @@ def read_all() -> GpuReading:
             handles[index] = handle
         except pynvml.NVMLError as error:
             faults.append(_fault(index, error))
-    return GpuReading(tuple(gpus), "", ask_links(handles), tuple(faults))
+    return GpuReading(tuple(gpus), "", ask_links(handles) if links else (), tuple(faults))
 
 
 def _fault(index: int, error: Any) -> GpuFault:

@@ -27,17 +27,16 @@ def left_out(reading: GpuReading) -> tuple[GpuFault, ...]:
     return tuple(sorted((*reading.faults, *found), key=lambda fault: fault.index))
 
 
-def warnings_of(gpu: Gpu) -> tuple[str, ...]:
-    """What slows a GPU down or may become a fault, as sentences."""
+def warnings_of(gpu: Gpu) -> dict[str, str]:
+    """What slows a GPU down or may become a fault, as sentences by kind: throttled, correctable, remap."""
     health, name = gpu.health, f"GPU {gpu.index} ({gpu.name})"
-    warnings: list[str] = []
+    warnings: dict[str, str] = {}
     if health.throttled:
         warm = f" at {health.temperature} °C" if health.temperature is not None else ""
-        warnings.append(f"{name} runs slower than it could{warm}: {', '.join(health.throttled)}.")
-    if health.correctable:
-        count = health.correctable
+        warnings["throttled"] = f"{name} runs slower than it could{warm}: {', '.join(health.throttled)}."
+    if count := health.correctable:
         errors = "an error" if count == 1 else f"{count} errors"
-        warnings.append(f"{name} has corrected {errors} in its memory since the driver was loaded.")
+        warnings["correctable"] = f"{name} has corrected {errors} in its memory since the driver was loaded."
     if health.remap_pending:
-        warnings.append(f"{name} has a broken row of memory that the next reset replaces by a spare one.")
-    return tuple(warnings)
+        warnings["remap"] = f"{name} has a broken row of memory that the next reset replaces by a spare one."
+    return warnings

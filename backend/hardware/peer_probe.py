@@ -42,7 +42,8 @@ class PairReport(Struct, frozen=True):
 def probed(machine: Machine, store: PeerStore | None = None, command: tuple[str, ...] = ()) -> Machine:
     """The machine with its peers known: from an earlier probe, or after one that takes some seconds.
 
-    Where the probe cannot run at all, the machine stays as it is. Tests replace the store and the `command`.
+    Where a pair cannot be probed (no torch for CUDA, no free memory), its peers stay unknown, and the next start tries
+    again. Tests replace the store and the `command`.
     """
     if len(machine.gpus) < 2:
         return machine
@@ -50,7 +51,7 @@ def probed(machine: Machine, store: PeerStore | None = None, command: tuple[str,
     peers = store.read(machine.gpus)
     if peers is None:
         peers = probe(machine.gpus, command)
-        if peers:
+        if len(peers) == len(list(combinations(machine.gpus, 2))):
             store.write(machine.gpus, peers)
     return replace(machine, peers=peers)
 
@@ -95,22 +96,21 @@ def _run(
         env=environment() | shown,
     )
     begun: tuple[int, int] | None = None
-    why = f"a copy did not end within {pair:.0f} s"
+    why = ""
     try:
         for line in _lines(process, start, pair):
             report = msgspec.json.decode(line, type=PairReport)
             numbers = (report.first, report.second)
             if numbers not in pairs:
-                break
+                raise ValueError(f"nobody asked for {numbers}")
             begun = None if report.done else numbers
             if report.done:
                 found[numbers] = report
-        else:
-            why = "the program that copies was ended by the driver"
+        why = "the program that copies was ended by the driver"
     except TimeoutError:
-        pass
-    except msgspec.MsgspecError:
-        why = "the program that copies broke off"
+        why = f"a copy did not end within {pair:.0f} s"
+    except ValueError:  # msgspec's too
+        why = "the program that copies told nonsense"
     finally:
         _end(process)
     return begun, why

@@ -35,6 +35,7 @@ class Link:
         near: whether the pairs meet below one processor; PCIe shares its lanes above it.
         name: for people.
         note: what is wrong with it; empty where nothing is.
+        switched: whether all pairs meet in one switch of NVLinks.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class Link:
     near: bool
     name: str
     note: str = ""
+    switched: bool = False
 
     def all_reduce_seconds(self, ranks: int, count: int) -> float:
         """Time to add up `count` bytes over `ranks` ranks."""
@@ -86,8 +88,9 @@ def pair_link(machine: Machine, first: int, second: int) -> Link:
         return replace(host, note=f"GPUs {first} and {second} do not write to each other: {peer.problem}")
     if found is not None and found.nvlink:
         speed = _measured(found.nvlink, peer)
-        switched = " through a switch" if found.way == "nvswitch" else ""
-        return Link("nvlink", speed, True, f"NVLink{switched} ({speed:.0f} GB/s each way)")
+        switched = found.way == "nvswitch"
+        through = " through a switch" if switched else ""
+        return Link("nvlink", speed, True, f"NVLink{through} ({speed:.0f} GB/s each way)", switched=switched)
     if peer.direct if peer is not None else found is not None and found.peer:
         speed = _measured(lanes, peer)
         return Link("pcie", speed, near, f"PCIe ({speed:.0f} GB/s each way)")

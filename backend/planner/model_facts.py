@@ -40,6 +40,7 @@ class ModelFacts:
             output projection included), and with its KV heads.
         columns, experts: the parameters of MLPs and of experts.
         vocabulary_parameters: of the embedding and the output layer, divided by the vocabulary.
+        output_parameters: of these, the output layer's, which every step reads; all of them where it is the embedding.
         active_experts: experts that a token passes in a layer; 0 without experts.
     """
 
@@ -57,6 +58,7 @@ class ModelFacts:
     columns: tuple[Columns, ...] = ()
     experts: tuple[ExpertColumns, ...] = ()
     vocabulary_parameters: int = 0
+    output_parameters: int = 0
     active_experts: int = 0
 
     @property

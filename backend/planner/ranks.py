@@ -18,8 +18,6 @@ from backend.planner.units import human_bytes
 
 # A context that a chat fits into. Fewer GPUs that hold less are not enough, where more hold it.
 USEFUL_CONTEXT = 8192
-# Uneven parts take a little longer than their bytes say, for kernels work in tiles: between equals, even parts win.
-_UNEVEN = 1.01
 # From work in proportion to the speed of unequal GPUs to work in proportion to their memory.
 _BY_MEMORY = (0.0, 0.25, 0.5, 0.75, 1.0)
 # A switch adds up by itself from this compute capability on.
@@ -84,7 +82,7 @@ def _on_cpu(wishes: Wishes, machine: Machine, cpu: Target) -> Choice:
     experts, reason = choose_experts(wishes.settings.experts, wishes.facts, ranks)
     parts = (1.0,) * ranks
     team = Team(cpu_targets(cpu, ranks), parts, parts)
-    shares = share_out(wishes.facts, parts, experts)
+    shares = share_out(wishes.facts, parts, experts, even_memory=False)  # they share one memory
     divided = f"Each layer is divided over {ranks} processes, as --tp asks." if ranks > 1 else ""
     reasons = (cpu.reason, divided, *_faults(machine), reason)
     return Choice(draft(wishes, team, shares), tuple(text for text in reasons if text))
@@ -110,8 +108,8 @@ def _roomiest(wishes: Wishes, machine: Machine, group: tuple[int, ...]) -> Draft
 def _drafts(wishes: Wishes, machine: Machine, group: tuple[int, ...]) -> Iterator[Draft]:
     experts, _ = choose_experts(wishes.settings.experts, wishes.facts, len(group))
     link = group_link(machine, group)
-    switched = link is not None and link.kind == "nvlink" and "switch" in link.name
-    adding = switched and all(machine.gpus[number].capability >= _ADDING_SWITCH for number in group)
+    capable = all(machine.gpus[number].capability >= _ADDING_SWITCH for number in group)
+    adding = capable and link is not None and link.switched
     seen: set[tuple[float, ...]] = set()
     for by_memory in _BY_MEMORY if len(group) > 1 else (0.0,):
         weights = weights_of(machine, group, by_memory)
@@ -139,7 +137,7 @@ def _choose(drafts: Sequence[Draft]) -> Draft:
 
 def _fastest(drafts: Sequence[Draft]) -> Draft:
     """More GPUs as long as they save time; they come in order of their number."""
-    return min(drafts, key=lambda one: one.seconds * (1.0 if len(set(one.shares.mlp)) == 1 else _UNEVEN))
+    return min(drafts, key=lambda one: one.seconds)
 
 
 def _reason(chosen: Draft, drafts: Sequence[Draft], machine: Machine, asked: int | None) -> str:

@@ -29,24 +29,29 @@ class Shares:
 WHOLE = Shares((1.0,), (1.0,))
 
 
-def share_out(facts: ModelFacts, weights: Sequence[float], experts: ExpertDivision) -> Shares:
+def share_out(facts: ModelFacts, weights: Sequence[float], experts: ExpertDivision, even_memory: bool = True) -> Shares:
     """Parts that give each rank work in proportion to its weight.
 
-    Attention goes in whole KV heads, which may not divide by the weights; MLPs and the vocabulary make up for it.
-    Work is the parameters that a small batch reads.
+    Attention goes in whole KV heads, which may not divide by the weights. With `even_memory`, MLPs and the vocabulary
+    make up for it, so that every device has room for as many pages. Without, they follow the weights: ranks wait for
+    each other before and after MLPs, so that is faster. Work is the parameters that a small batch reads.
 
     Raises ValueError where the model has not enough heads for the ranks.
     """
-    total = sum(weights)
-    attention = [0.0] * len(weights)
-    for layer, shares in enumerate(_heads(facts, weights)):
-        for rank, share in enumerate(shares):
-            attention[rank] += _attention(facts, layer, share)
+    ranks = range(len(weights))
+    given = _heads(facts, weights)
+    attention = _relative([sum(len(shares[rank].heads) for shares in given) for rank in ranks])
+    held = [0] * len(weights)
+    for layer, shares in enumerate(_heads(facts, attention)):
+        for rank in ranks:
+            held[rank] += _attention(facts, layer, shares[rank])
     rest = touched(facts, _BALANCED_TOKENS) - facts.attention_parameters - facts.replicated_parameters
-    work = sum(attention) + rest
+    if not even_memory:
+        return Shares(attention, _relative(weights), experts)
+    work = sum(held) + rest
     least = _LEAST_MLP * max(rest, 1.0) / len(weights)
-    wanted = [max(least, work * weight / total - done) for weight, done in zip(weights, attention, strict=True)]
-    return Shares(_relative(weights), _relative(wanted), experts)
+    wanted = [max(least, work * weight / sum(weights) - done) for weight, done in zip(weights, held, strict=True)]
+    return Shares(attention, _relative(wanted), experts)
 
 
 def _relative(parts: Sequence[float]) -> tuple[float, ...]:
@@ -56,14 +61,23 @@ def _relative(parts: Sequence[float]) -> tuple[float, ...]:
 
 
 def touched(facts: ModelFacts, tokens: int) -> float:
-    """Parameters that a step of `tokens` tokens reads: all but most of the embedding, and experts that no token passes.
+    """Parameters that a step of `tokens` tokens reads: all but the embedding's, and experts that no token passes."""
+    untouched = facts.vocabulary_parameters - facts.output_parameters
+    return facts.parameters - untouched - facts.expert_parameters + touched_experts(facts, tokens)
 
-    Of E experts with k active, E (1 - (1 - k/E)^tokens) are touched, if all are equally likely.
+
+def touched_experts(facts: ModelFacts, tokens: int) -> float:
+    """Parameters of the experts that `tokens` tokens pass.
+
+    Of E experts with k active, E (1 - (1 - k/E)^tokens) are passed, if all are equally likely.
     """
-    untouched = facts.vocabulary_parameters - min(facts.vocabulary_parameters, facts.vocabulary * facts.hidden)
-    for part in facts.experts:
-        untouched += part.parameters * (1 - min(1.0, max(1, facts.active_experts) / part.count)) ** tokens
-    return facts.parameters - untouched
+    active = max(1, facts.active_experts)
+    return sum(part.parameters * (1 - (1 - min(1.0, active / part.count)) ** tokens) for part in facts.experts)
+
+
+def output_parameters(facts: ModelFacts) -> int:
+    """Those of the output layer, which every step reads; of the embedding, a step reads a few rows."""
+    return min(facts.vocabulary_parameters, facts.vocabulary * facts.hidden)
 
 
 def of_rank(facts: ModelFacts, shares: Shares, rank: int) -> ModelFacts:
@@ -97,6 +111,7 @@ def of_rank(facts: ModelFacts, shares: Shares, rank: int) -> ModelFacts:
         columns=columns,
         experts=experts,
         vocabulary_parameters=facts.vocabulary_parameters * vocabulary // facts.vocabulary,
+        output_parameters=facts.output_parameters * vocabulary // facts.vocabulary,
     )
     lost = facts.parameters - facts.replicated_parameters - (narrowed.parameters - narrowed.replicated_parameters)
     return replace(narrowed, parameters=facts.parameters - lost)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from backend.planner.links import Link
 from backend.planner.model_facts import ModelFacts
-from backend.planner.shares import touched
+from backend.planner.shares import touched_experts
 
 # Of a GPU's memory bandwidth, what decoding reaches: 0.62 to 0.84 on H100, 0.68 to 0.70 on A100 (published figures of
 # 8B and 70B models in bfloat16).
@@ -20,10 +20,20 @@ def token_seconds(
 ) -> float:
     """Seconds from token to token of one answer, its part of what adding up the prompt took included.
 
+    Ranks wait for each other after attention, after MLPs and at the end, so each of these takes what the slowest takes.
+
     ranks: each rank's share of the model. speeds: GB/s of each rank's memory. element: bytes of a weight.
     """
-    reading = max(touched(share, 1) * element / (speed * 1e9) for share, speed in zip(ranks, speeds, strict=True))
-    return reading / _REACHED + _adding(link, len(ranks), 2 * len(ranks[0].layers), hidden * element)
+    phases = zip(*(_phases(share, speed) for share, speed in zip(ranks, speeds, strict=True)), strict=True)
+    reading = sum(max(phase) for phase in phases) * element / _REACHED
+    return reading + _adding(link, len(ranks), 2 * len(ranks[0].layers), hidden * element)
+
+
+def _phases(share: ModelFacts, speed: float) -> tuple[float, ...]:
+    """Seconds a byte of weight, for what a rank reads of attention, of MLPs, and of the output layer."""
+    attention = share.attention_parameters + share.replicated_parameters
+    mlp = sum(part.parameters for part in share.columns) + touched_experts(share, 1)
+    return tuple(parameters / (speed * 1e9) for parameters in (attention, mlp, share.output_parameters))
 
 
 def _adding(link: Link | None, ranks: int, times: int, count: int) -> float:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
@@ -34,6 +37,26 @@ def _parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register
 
 
+# Elements from which on a constructor's memory is not even asked for: the system may refuse what is never used.
+_LARGE = 1 << 24
+
+
+class _LargeOnMeta(TorchFunctionMode):
+    """Makes large weights on meta at once. Buffers are smaller, or made of numbers, which these functions do not give.
+
+    (torch.zeros and torch.randn only with three dimensions or more: stacked experts; two may be a mask.)
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        keywords = dict(kwargs or {})
+        if func in (torch.empty, torch.zeros, torch.randn) and keywords.get("device") is None:
+            size = args[0] if len(args) == 1 and isinstance(args[0], tuple | list | torch.Size) else args
+            plain = all(isinstance(length, int) for length in size)
+            if plain and math.prod(size) >= _LARGE and (func is torch.empty or len(size) > 2):
+                keywords["device"] = "meta"
+        return func(*args, **keywords)
+
+
 def _instantiate(config: PreTrainedConfig, dtype: torch.dtype, attention: str) -> PreTrainedModel:
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise unsupported(config, "transformers has no causal language model of this type")
@@ -56,7 +79,7 @@ def build_for_trace(config: PreTrainedConfig) -> PreTrainedModel:
 def build(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The model in `dtype`, parameters on meta and frozen, buffers real on the CPU, attention going to our hook."""
     hook.register()
-    with _parameters_on_meta(), no_init_weights():
+    with _parameters_on_meta(), no_init_weights(), _LargeOnMeta():
         model = _instantiate(config, dtype, hook.ATTENTION)
     _keep_wide(model, dtype)
     model.tie_weights()

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.moe import ExpertsInterface
 
+from backend.surgery.handed_on import hand_on
 from backend.surgery.norm import rms_norm
 from backend.surgery.rope import RopeLengths, replace_rope
 from backend.surgery.tempered import tell_positions
-from backend.surgery.trace import Traced
+from backend.surgery.trace import Traced, are_own_experts
 
 FLOW = "shardwise-flow"
 TOKENS = 3
@@ -84,6 +85,7 @@ class FlowModel:
         tell_positions(model, self._lengths)
         self._layers = {_layer_path(model, name) for name in self._names.values()}
         self._prepare(traced)
+        hand_on(model, traced.unhanded, "recorder")
 
     def run(self) -> FlowRecord:
         """Raises what the model's own code raises where it cannot work on what it is given."""
@@ -124,12 +126,19 @@ class FlowModel:
                 vars(module)["forward"] = partial(self._linear, path, module.out_features)
             elif isinstance(module, nn.Embedding):
                 vars(module)["forward"] = partial(self._embedding, path, module.embedding_dim)
+                # Some models take a row of the table themselves, for what is no text.
+                module.weight = nn.Parameter(torch.zeros(()).expand(module.weight.shape), requires_grad=False)
+            elif are_own_experts(module):  # whole on every rank
+                vars(module)["forward"] = partial(self._own_experts, path)
             else:
                 _fill(path, module)
             if path in self._layers:
                 module.register_forward_pre_hook(partial(self._cut_off, path), with_kwargs=True)
         for norm in wide_norms(self.model, traced):
             norm.forward = partial(_scale, norm)
+
+    def _own_experts(self, path: str, hidden_states: Tensor, *choice: Tensor) -> Tensor:
+        return self.opaque(hidden_states, path)
 
     def _linear(self, path: str, width: int, x: Tensor) -> Tensor:
         numbers = _numbers(path, *x.shape[:-1], width)
@@ -196,7 +205,14 @@ def _set_implementation(model: PreTrainedModel) -> None:
 
 
 def _attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *, recorder: FlowModel, **rest: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    *,
+    recorder: FlowModel,
+    **rest: Any,
 ) -> tuple[Tensor, None]:
     return recorder.attend(module, query, key, value, rest.get("s_aux")), None
 

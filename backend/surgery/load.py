@@ -18,6 +18,7 @@ from backend.surgery.build import build, materialize
 from backend.surgery.describe import own_facts, trace_model
 from backend.surgery.divide import divide_model, finish_division
 from backend.surgery.gguf_weights import read_gguf
+from backend.surgery.handed_on import hand_on
 from backend.surgery.model import ServedModel
 from backend.surgery.operate import operate
 from backend.surgery.places import Places
@@ -74,6 +75,7 @@ def load_model(
     hook.number_slots([model.get_submodule(layer.name) for layer in traced.layers])
     lengths = RopeLengths()
     regimes = operate(model, traced, lengths)
+    hand_on(model, traced.unhanded, "context")
     materialize(model, device)
     places = Places(model, files.name, divided and divided.tensors, divided.zeros if divided else frozenset())
     read(places, on_progress)

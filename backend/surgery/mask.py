@@ -81,14 +81,23 @@ def _asked(function: MaskFunction, length: int, *, query: int | None) -> Iterato
 
 
 def _without_padding(function: MaskFunction) -> MaskFunction:
-    """The function, told that its sequence has no padding to the left.
+    """The function, told that its sequence has no padding to the left, and text alone.
 
     Chunks are counted from the end of that padding, and a model traced without data does not know that there is none.
     """
     for name, cell in _cells(function):
         if name == "left_padding" and isinstance(cell.cell_contents, Tensor):
             cell.cell_contents = torch.zeros(cell.cell_contents.shape, dtype=torch.long, device="cpu")
+        elif name == "block_sequence_ids" and isinstance(cell.cell_contents, Tensor) and cell.cell_contents.is_meta:
+            cell.cell_contents = _NoBlocks()
     return function
+
+
+class _NoBlocks:
+    """Stands in for the tensor that says to which image or sound a token belongs: text belongs to none."""
+
+    def __getitem__(self, at: tuple[int, Tensor]) -> Tensor:
+        return torch.full_like(at[1], -1)
 
 
 def _cells(function: Any) -> Iterator[tuple[str, Any]]:

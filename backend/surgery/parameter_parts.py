@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from backend.planner.model_facts import Columns, ExpertColumns
+from backend.surgery.batched_experts import batched_experts
 from backend.surgery.trace import TracedLayer
 
 
@@ -27,6 +28,7 @@ class ParameterParts:
     columns: Counter[int] = field(default_factory=Counter)
     experts: Counter[tuple[int, int]] = field(default_factory=Counter)
     vocabulary: int = 0
+    output: int = 0
     seen: set[int] = field(default_factory=set)
 
     def facts(self) -> dict[str, Any]:
@@ -37,6 +39,7 @@ class ParameterParts:
             "columns": tuple(Columns(width, count) for width, count in self.columns.items()),
             "experts": tuple(ExpertColumns(*shape, count) for shape, count in self.experts.items()),
             "vocabulary_parameters": self.vocabulary,
+            "output_parameters": self.output,
         }
 
     def count(self, parameters: Iterable[Tensor | None]) -> int:
@@ -53,10 +56,11 @@ def parameter_parts(model: PreTrainedModel, layers: Sequence[TracedLayer]) -> Pa
     """layers: as they are served. A parameter that nothing here knows belongs to every rank."""
     config: Any = model.config.get_text_config()
     hidden, parts = config.hidden_size, ParameterParts()
-    for end in (model.get_input_embeddings(), model.get_output_embeddings()):
+    for end in (model.get_output_embeddings(), model.get_input_embeddings()):
         weight = getattr(end, "weight", None)
         if isinstance(weight, nn.Parameter):
             parts.vocabulary += parts.count([weight, getattr(end, "bias", None)])
+            parts.output = parts.output or parts.vocabulary
     for layer in layers:
         _count_attention(parts, model.get_submodule(layer.name), layer, hidden)
     attention = {id(module) for layer in layers for module in model.get_submodule(layer.name).modules()}
@@ -114,6 +118,9 @@ def _count_experts(parts: ParameterParts, module: Any, hidden: int) -> None:
     if down is not None and down.dim() == 3:
         count, *sides = down.shape
         width = sides[0] if sides[1] == hidden else sides[1]
+        if batched_experts(module):  # divided by columns, whatever is asked
+            parts.columns[width] += parts.count(module.parameters(recurse=False))
+            return
         parts.experts[count, width] += parts.count(module.parameters(recurse=False))
 
 

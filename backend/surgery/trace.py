@@ -7,16 +7,20 @@ attention we do not reproduce shows itself here; nothing is believed because of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import Parameter, signature
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
+from backend.surgery.handed_on import hand_on
 from backend.surgery.latent import LatentForm
 from backend.surgery.mask import Mask, MaskFunction, OddMaskError, Sight, sight
 from backend.surgery.refusal import unsupported
@@ -58,11 +62,13 @@ class Traced:
         shared_inputs: names of linear layers that were called with one and the same tensor, in order of calls.
         rotary_sizes: for the modules that were called with the keyword `position_embeddings`, two tables, and at
             most one argument without keyword: the columns of the tables.
+        unhanded: attention modules whose layers do not pass the model's further arguments on to them.
     """
 
     layers: tuple[TracedLayer, ...]
     shared_inputs: tuple[tuple[str, ...], ...]
     rotary_sizes: Mapping[str, int]
+    unhanded: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -72,11 +78,16 @@ class _Recorder:
     calls: list[tuple[nn.Module, Tensor, Tensor, Tensor, Any, dict[str, Any]]] = field(default_factory=list)
     inputs: list[tuple[str, Tensor]] = field(default_factory=list)
     rotary_sizes: dict[str, int] = field(default_factory=dict)
+    unhanded: dict[str, None] = field(default_factory=dict)
 
     def watch(self, model: nn.Module) -> None:
         """Notes from now on which tensor each linear layer is called with."""
+        takers = [name for name, module in model.named_modules() if _takes_any_keyword(module)]
+        hand_on(model, takers, "recorder", lambda name: self.unhanded.update({name: None}))
         for name, module in model.named_modules():
-            if type(module) is nn.Linear:
+            if are_own_experts(module):
+                vars(module)["forward"] = _like_first
+            elif type(module) is nn.Linear:
                 module.register_forward_pre_hook(partial(self._note, name))
             elif hasattr(module, "layer_idx"):
                 module.register_forward_pre_hook(partial(self._note_rotation, name), with_kwargs=True)
@@ -140,7 +151,7 @@ def trace(model: PreTrainedModel, lengths: RopeLengths) -> Traced:
     lengths.lengths = tokens[0]
     config = model.config
     try:
-        with torch.device("meta"), torch.no_grad():
+        with torch.device("meta"), torch.no_grad(), _unchecked_distributions():
             model(input_ids=tokens, position_ids=tokens, **arguments)
     except (NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise unsupported(config, f"its forward pass needs more than tokens and positions ({error})") from error
@@ -151,7 +162,34 @@ def trace(model: PreTrainedModel, lengths: RopeLengths) -> Traced:
         raise unsupported(config, "no layer of it computes attention through transformers' attention interface")
     if len({layer.name for layer in layers}) != len(layers):
         raise unsupported(config, "one of its attention modules runs more than once in a pass")
-    return Traced(layers, recorder.shared_inputs(), MappingProxyType(recorder.rotary_sizes))
+    unhanded = tuple(layer.name for layer in layers if layer.name in recorder.unhanded)
+    return Traced(layers, recorder.shared_inputs(), MappingProxyType(recorder.rotary_sizes), unhanded)
+
+
+def are_own_experts(module: nn.Module) -> bool:
+    """Experts that a model runs by a loop over those that have tokens, which nobody knows without data."""
+    return list(signature(module.forward).parameters) == ["hidden_states", "top_k_index", "top_k_weights"]
+
+
+def _like_first(hidden_states: Tensor, *unused: Tensor) -> Tensor:
+    return torch.empty_like(hidden_states)
+
+
+@contextmanager
+def _unchecked_distributions() -> Iterator[None]:
+    """torch's distributions, which some MLPs ask for a constant, look at their arguments' values, and meta has none."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
+
+
+def _takes_any_keyword(module: nn.Module) -> bool:
+    """Whether it may be an attention module that hands on what it does not know."""
+    kinds = [parameter.kind for parameter in signature(module.forward).parameters.values()]
+    return hasattr(module, "layer_idx") and Parameter.VAR_KEYWORD in kinds
 
 
 def _layer(config: PreTrainedConfig, name: str, call: tuple[Any, ...], known: dict[Mask, Sight]) -> TracedLayer:

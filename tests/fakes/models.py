@@ -29,6 +29,7 @@ def dense(
         "key_parameters": (key,) * layers,
         "columns": columns,
         "vocabulary_parameters": words,
+        "output_parameters": vocabulary * hidden,
         "experts": (),
     } | more
     divided = (query + key) * layers + words + sum(part.parameters for part in (*columns, *fields["experts"]))

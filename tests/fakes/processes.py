@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -34,6 +35,10 @@ class RunningServer:
     def engine_pid(self) -> int:
         return self.health().json()["engines"][0]["pid"]
 
+    def ranks(self) -> list[dict[str, Any]]:
+        """What /health tells of each rank, in order."""
+        return self.health().json()["engines"][0]["ranks"]
+
     def await_health(self, status: int, seconds: float) -> float:
         """Seconds until `/health` answers with that status; fails where it does not in time."""
         began = time.monotonic()
@@ -48,13 +53,13 @@ class RunningServer:
 
 
 @contextmanager
-def running_server(folder: Path, *options: str, ready: bool = True) -> Iterator[RunningServer]:
-    """Starts `shardwise serve starter` with these options and ends it, with all its children, afterwards."""
+def running_server(folder: Path, *options: str, model: str = "starter", ready: bool = True) -> Iterator[RunningServer]:
+    """Starts `shardwise serve` with these options and ends it, with all its children, afterwards."""
     log = folder / "server.log"
     environment = os.environ | {"XDG_RUNTIME_DIR": str(folder), "PYTHONWARNINGS": "default"}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "app", "serve", "starter", "--port", "0", *options],
+            [sys.executable, "-m", "app", "serve", model, "--port", "0", *options],
             cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
         try:

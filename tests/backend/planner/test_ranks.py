@@ -155,6 +155,16 @@ def test_ranks_of_a_processor_share_its_memory_and_threads(ranks: int, threads: 
     assert any(f"over {ranks} processes" in reason for reason in plan.reasons)
 
 
+def test_ranks_of_one_memory_have_even_mlps_and_those_of_several_even_memory() -> None:
+    on_cpu = plan_of(cpu_machine(20 * GIB, cores=2), STARTER, tensor_parallel=2)
+    assert [rank.attention for rank in on_cpu.ranks] == pytest.approx([4 / 3, 2 / 3], rel=1e-3)  # of 3 KV heads
+    assert [rank.mlp for rank in on_cpu.ranks] == [1.0, 1.0]
+    on_gpus = plan_of(MACHINES["three"], STARTER, tensor_parallel=2)
+    assert on_gpus.ranks[0].mlp < 1 < on_gpus.ranks[1].mlp
+    weights = [term(on_gpus, rank, "weights") for rank in range(2)]
+    assert max(weights) < 1.02 * min(weights)
+
+
 def test_a_processor_has_one_rank_unless_asked_and_a_host_cache_in_each() -> None:
     assert plan_of(MACHINES["none"], LLAMA_8B).tensor_parallel == 1
     plan = plan_of(MACHINES["none"], LLAMA_8B, tensor_parallel=2, host_cache=GIB)

@@ -73,11 +73,10 @@ def test_the_native_dtype_is_the_config_s() -> None:
         (transformers.MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4), "recurrent state"),
         (transformers.T5Config(), "encoder-decoder"),
         (transformers.BertConfig(**SMALL), "both directions"),
-        (transformers.StableLmConfig(**SMALL, num_key_value_heads=2), "further arguments"),
         (transformers.DeepseekV4Config(), "compressed keys"),
         (transformers.ViTConfig(), "no causal language model"),
     ],
-    ids=["mamba", "t5", "bert", "stablelm", "deepseek-v4", "vit"],
+    ids=["mamba", "t5", "bert", "deepseek-v4", "vit"],
 )
 def test_models_we_would_get_wrong_are_refused_by_name(config: transformers.PreTrainedConfig, reason: str) -> None:
     with pytest.raises(UnsupportedModelError, match=reason) as caught:
@@ -98,7 +97,9 @@ def test_what_heads_columns_and_the_vocabulary_divide_is_counted() -> None:
     assert facts.query_parameters == (2 * 64 * 64,) * 3
     assert facts.key_parameters == (2 * 64 * 32,) * 3
     assert facts.columns == (Columns(96, 3 * 3 * 64 * 96),)
-    assert facts.vocabulary_parameters == 2 * 128 * 64
+    assert (facts.vocabulary_parameters, facts.output_parameters) == (2 * 128 * 64, 128 * 64)
+    tied = describe(FAMILIES["llama-tied"]())
+    assert tied.vocabulary_parameters == tied.output_parameters == 128 * 64
     assert facts.replicated_parameters == 7 * 64
     assert (facts.experts, facts.active_experts) == ((), 0)
 

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers.masking_utils import (
     and_masks,
+    blockwise_overlay,
     causal_mask_function,
     chunked_causal_mask_function,
+    or_masks,
     sliding_window_causal_mask_function,
 )
 
@@ -76,3 +78,14 @@ def test_a_mask_over_data_that_the_trace_lacks_is_refused() -> None:
 
     with pytest.raises(OddMaskError, match="more than positions"):
         seen(and_masks(causal_mask_function, same_block))
+
+
+def test_blocks_that_see_each_other_are_for_images_and_text_has_none() -> None:
+    blocks = blockwise_overlay(torch.full((1, 2), -1, device="meta"))
+    assert seen(or_masks(causal_mask_function, blocks)) == Sight(Keeps.FULL, None)
+
+
+def test_blocks_that_are_known_count() -> None:
+    blocks = blockwise_overlay(torch.zeros(1, LONGEST + 9, dtype=torch.long))
+    with pytest.raises(OddMaskError, match="not causal"):
+        seen(or_masks(causal_mask_function, blocks))
