@@ -27,7 +27,7 @@ from backend.scheduler import Scheduler
 from backend.workers.meeting import Meeting, arrange_meeting
 from backend.workers.ranked_executor import RankedExecutor
 from backend.workers.start_progress import StartProgress
-from backend.workers.worker_messages import Describe, Described, Load, Loaded, Loading
+from backend.workers.worker_messages import Describe, Described, Load, Loaded, Loading, Warm, WarmUp
 from backend.workers.workers import Workers
 from kvcache.cache_manager import CacheManager
 from kvcache.layout import CacheLayout, build_layout
@@ -145,7 +145,9 @@ def _load(
         on_progress(together.stage, together.done, together.total)
 
     orders = [Load(settings, found.plan, rank, found.facts.layers, meeting) for rank in range(len(workers))]
-    return workers.load(orders, Loaded, tell)
+    loaded = workers.prepare(orders, Loaded, tell)
+    workers.prepare([WarmUp()] * len(workers), Warm, tell)
+    return loaded
 
 
 def _namespace(settings: EngineSettings, plan: Plan, layout: CacheLayout, loaded: Sequence[Loaded]) -> bytes:

@@ -55,6 +55,7 @@ class ModelRank:
     def __init__(self) -> None:
         self._group: CountedGroup | None = None
         self._runner: Runner | None = None
+        self._warm_up_tokens = 1
         self.groups = 0
 
     @property
@@ -70,16 +71,12 @@ class ModelRank:
         if len(plan.ranks) > 1:
             self._group = CountedGroup(_open_group(order, device))
         model, team = load_served(settings, plan, on_progress, order.rank, self._group)
-        on_progress("warm up", 0, 0)
         whole = build_layout(order.layers, model.dtype.itemsize, PAGE_TOKENS, parse_kv_formats(plan.kv_format))
         layout = rank_layout(whole, model.facts.layers)
         runner = self._runner = Runner(model, layout, plan.pages, team, samples=order.rank == 0)
         self.groups = len(layout.groups)
-        runner.warm_up(PROCESSOR_WARM_UP if device.type == "cpu" else plan.step_tokens)
         runner.attach_tiers(HostTier(plan.host_pages, layout.page_bytes, device) if plan.host_pages else None, None)
-        # A full collection over all that loading left behind would stop a request for a third of a second.
-        gc.collect()
-        gc.freeze()
+        self._warm_up_tokens = PROCESSOR_WARM_UP if device.type == "cpu" else plan.step_tokens
         return Loaded(
             device=str(device),
             weights_bytes=model.weights_bytes,
@@ -87,6 +84,13 @@ class ModelRank:
             recompute_lengths=model.recompute_lengths,
             scaled_past=model.scaled_past,
         )
+
+    def warm_up(self, on_progress: OnProgress) -> None:
+        on_progress("warm up", 0, 0)
+        self._loaded.warm_up(self._warm_up_tokens)
+        # A full collection over all that loading left behind would stop a request for a third of a second.
+        gc.collect()
+        gc.freeze()
 
     def execute(self, batch: Batch) -> list[Sampled | None]:
         return self._loaded.execute(batch)

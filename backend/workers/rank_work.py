@@ -15,9 +15,9 @@ OnProgress = Callable[[str, int, int], None]
 
 
 class RankWork(Protocol):
-    """One rank. All calls come from one thread; `load` comes once and before the steps.
+    """One rank. All calls come from one thread; `load` and `warm_up` come once, before the steps.
 
-    A ShardwiseError in `describe` and `load` is for the person who started the engine. DeviceLostError ends the worker.
+    A ShardwiseError before the steps is for the person who started the engine. DeviceLostError ends the worker.
     """
 
     def describe(self, files: ModelFiles) -> ModelFacts:
@@ -25,7 +25,11 @@ class RankWork(Protocol):
         ...
 
     def load(self, order: Load, on_progress: OnProgress) -> Loaded:
-        """Becomes the rank that the order says, together with the others."""
+        """Becomes the rank that the order says. Other ranks may take much longer."""
+        ...
+
+    def warm_up(self, on_progress: OnProgress) -> None:
+        """Computes something, together with the others, all of which have loaded."""
         ...
 
     @property

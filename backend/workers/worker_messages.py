@@ -47,6 +47,13 @@ class Load(Message, frozen=True):
     meeting: Meeting
 
 
+class WarmUp(Message, frozen=True):
+    """To a worker, when all have loaded: compute something together. Answered by Warm.
+
+    Apart from Load, because in a collective a rank waits for the others only so long, and one may read slowly.
+    """
+
+
 class SpanChange(Struct, frozen=True, array_like=True):
     """How the pages of one sequence and group differ from what the worker knows: some in front go, some are appended.
 
@@ -119,7 +126,7 @@ class Described(Message, frozen=True):
 
 
 class Loaded(Message, frozen=True):
-    """From a worker: it is ready to step, and this is what the engine has to know of it.
+    """From a worker: it has its share, and this is what the engine has to know of it.
 
     `kernel_orders`, `recompute_lengths` and `scaled_past` are as in Runner and ServedModel.
     """
@@ -129,6 +136,10 @@ class Loaded(Message, frozen=True):
     kernel_orders: tuple[str, ...]
     recompute_lengths: tuple[int, ...] = ()
     scaled_past: int | None = None
+
+
+class Warm(Message, frozen=True):
+    """From a worker: it is ready to step."""
 
 
 class Refused(Message, frozen=True):
@@ -173,8 +184,8 @@ class Pulse(Message, frozen=True):
     step_seconds: float
 
 
-ToWorker = Describe | Load | Step | Poll | Touch
-FromWorker = Loading | Described | Loaded | Refused | StepDone | StepFailed
+ToWorker = Describe | Load | WarmUp | Step | Poll | Touch
+FromWorker = Loading | Described | Loaded | Warm | Refused | StepDone | StepFailed
 FromHeart = Pulse | Broken
 
 encoder = msgspec.msgpack.Encoder()

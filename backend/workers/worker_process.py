@@ -38,6 +38,9 @@ from backend.workers.worker_messages import (
     StepDone,
     StepFailed,
     Touch,
+    ToWorker,
+    Warm,
+    WarmUp,
     encoder,
     pack_results,
     to_worker_decoder,
@@ -103,7 +106,7 @@ class Worker:
     def _tell(self, message: FromWorker) -> None:
         self._orders.sendall(framed(encoder.encode(message)))
 
-    def _obey(self, message: Describe | Load | Step | Poll | Touch) -> FromWorker | None:
+    def _obey(self, message: ToWorker) -> FromWorker | None:
         match message:
             case Step():
                 return self._step(message)
@@ -111,11 +114,14 @@ class Worker:
                 return StepDone([], self._rank.collectives, tuple(self._rank.transfers_done(patience)))
             case Touch(keys=keys):
                 return self._rank.touch(keys)
-            case Describe() | Load():
+            case Describe() | Load() | WarmUp():
                 return self._prepare(message)
 
-    def _prepare(self, message: Describe | Load) -> FromWorker:
+    def _prepare(self, message: Describe | Load | WarmUp) -> FromWorker:
         try:
+            if isinstance(message, WarmUp):
+                self._rank.warm_up(self._report)
+                return Warm()
             if isinstance(message, Describe):
                 return Described(self._rank.describe(message.files))
             loaded = self._rank.load(message, self._report)

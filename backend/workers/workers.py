@@ -98,7 +98,7 @@ class Workers:
         self._send(self._children[rank], encoder.encode(message))
         return self._expect(self._gather({rank}, lambda rank, message: None)[rank], kind)
 
-    def load(
+    def prepare(
         self, orders: Sequence[ToWorker], kind: type[Answer], on_loading: Callable[[int, Loading], None]
     ) -> list[Answer]:
         """Gives each rank its order, and waits for all answers while it hands their progress on.

@@ -100,7 +100,7 @@ def compose_executor(
     command = RankOptions(step_seconds=options.step_seconds).command()
     workers = Workers.spawn(options.ranks, command, worker_environment(settings, options.ranks, os.environ))
     orders = [Load(settings, made, rank, LAYERS, Meeting("", "")) for rank in range(options.ranks)]
-    workers.load(orders, Loaded, lambda rank, loading: None)
+    workers.prepare(orders, Loaded, lambda rank, loading: None)
     workers.ready(on_cpu=True)
     return RankedExecutor(workers), workers.pids
 

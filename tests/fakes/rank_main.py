@@ -53,6 +53,9 @@ class FakeRank:
             on_progress("load", done, 100)
         return Loaded("cpu", 1234 + order.rank, ("plain",))
 
+    def warm_up(self, on_progress: OnProgress) -> None:
+        on_progress("warm up", 0, 0)
+
     def execute(self, batch: Batch) -> list[Sampled | None]:
         self._over = [TransferDone(one.number, self._rank == 0, 10, 0.1 + self._rank) for one in batch.transfers]
         if self._options.empty:

@@ -27,7 +27,7 @@ from backend.workers import workers as workers_module
 from backend.workers.meeting import Meeting
 from backend.workers.rank_watch import LIMITS
 from backend.workers.ranked_executor import RankedExecutor
-from backend.workers.worker_messages import Describe, Described, Load, Loaded, Loading
+from backend.workers.worker_messages import Describe, Described, Load, Loaded, Loading, Warm, WarmUp
 from backend.workers.workers import Workers
 from kvcache.transfer import Place, Tier, Transfer, TransferDone
 from tests.fakes.engine_options import next_token
@@ -59,7 +59,8 @@ def spawned(
 def load(workers: Workers, progress: list[tuple[int, Loading]] | None = None) -> list[Loaded]:
     orders = [Load(SETTINGS, plan(), rank, LAYERS, Meeting("", "")) for rank in range(len(workers))]
     told: list[tuple[int, Loading]] = [] if progress is None else progress
-    loaded = workers.load(orders, Loaded, lambda rank, loading: told.append((rank, loading)))
+    loaded = workers.prepare(orders, Loaded, lambda rank, loading: told.append((rank, loading)))
+    workers.prepare([WarmUp()] * len(workers), Warm, lambda rank, loading: None)
     workers.ready(on_cpu=True)
     return loaded
 
