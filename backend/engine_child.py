@@ -17,7 +17,12 @@ from backend.engine_environment import engine_environment
 from backend.engine_settings import EngineSettings
 from backend.frames import MAX_FRAME_BYTES, framed
 from backend.messages import FromEngine, Stop, ToEngine, encoder, frame, from_engine_decoder
+from backend.process_group import living_members
 from backend.process_log import open_log
+
+# How long helpers that were killed may take to die: one that holds a GPU's memory gives it back meanwhile.
+GROUP_SECONDS = 5.0
+LOOK_SECONDS = 0.01
 
 
 class EngineChild:
@@ -93,7 +98,8 @@ class EngineChild:
     async def end(self, patience: float = 1.0) -> int:
         """Ends the process, politely at first, and reaps it: its exit status, negative for a signal.
 
-        Stop, then SIGTERM, then SIGKILL, `patience` seconds apart. Nothing of it is left when this returns.
+        Stop, then SIGTERM, then SIGKILL, `patience` seconds apart. Nothing of it is left when this returns, its ranks
+        included, whose devices the next engine will want.
         """
         try:
             self.send(Stop())
@@ -108,3 +114,11 @@ class EngineChild:
             # Also where our task was cancelled while it waited, and for helpers that outlived their leader.
             self.kill()
             self._writer.close()
+            await self._end_of_group()
+
+    async def _end_of_group(self) -> None:
+        """Waits until all of its process group are dead, for so long as a process may be stuck in a driver."""
+        for _ in range(round(GROUP_SECONDS / LOOK_SECONDS)):
+            if not living_members(self.pid):
+                return
+            await asyncio.sleep(LOOK_SECONDS)

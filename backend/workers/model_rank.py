@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +24,7 @@ from backend.workers.rank_work import OnProgress
 from backend.workers.worker_messages import Load, Loaded
 from kvcache.layout import build_layout, rank_layout
 from kvcache.tiers.host import HostTier
-from kvcache.transfer import PageKey, TransferDone
+from kvcache.transfer import TransferDone
 from quant.kv_format import parse_kv_formats
 
 
@@ -97,9 +96,6 @@ class ModelRank:
 
     def transfers_done(self, patience: float) -> list[TransferDone]:
         return self._loaded.transfers_done(patience)
-
-    def touch(self, keys: Sequence[PageKey]) -> None:
-        """There is no disk tier yet where several ranks compute."""
 
     @property
     def _loaded(self) -> Runner:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 from backend.batch import Batch, Sampled
 from backend.library.files import ModelFiles
 from backend.planner.model_facts import ModelFacts
 from backend.workers.worker_messages import Load, Loaded
-from kvcache.transfer import PageKey, TransferDone
+from kvcache.transfer import TransferDone
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -48,8 +48,4 @@ class RankWork(Protocol):
 
     def transfers_done(self, patience: float) -> list[TransferDone]:
         """As Executor's."""
-        ...
-
-    def touch(self, keys: Sequence[PageKey]) -> None:
-        """These records of the disk tier were wanted again."""
         ...

@@ -16,7 +16,7 @@ from backend.planner.plan import Plan
 from backend.request import Sampling
 from backend.workers.meeting import Meeting
 from kvcache.layout import LayerCache
-from kvcache.transfer import PageKey, Transfer, TransferDone
+from kvcache.transfer import Transfer, TransferDone
 
 # The fields of a Sampled.
 Choice = tuple[int | None, float | None, tuple[tuple[int, float], ...]]
@@ -105,12 +105,6 @@ class Poll(Message, frozen=True):
     patience: float
 
 
-class Touch(Message, frozen=True):
-    """To a worker: these records on disk were wanted again. Not answered."""
-
-    keys: list[PageKey]
-
-
 class Loading(Message, frozen=True):
     """From a worker: a stage of the start began or moved on; as the engine's Progress."""
 
@@ -184,7 +178,7 @@ class Pulse(Message, frozen=True):
     step_seconds: float
 
 
-ToWorker = Describe | Load | WarmUp | Step | Poll | Touch
+ToWorker = Describe | Load | WarmUp | Step | Poll
 FromWorker = Loading | Described | Loaded | Warm | Refused | StepDone | StepFailed
 FromHeart = Pulse | Broken
 

@@ -37,7 +37,6 @@ from backend.workers.worker_messages import (
     Step,
     StepDone,
     StepFailed,
-    Touch,
     ToWorker,
     Warm,
     WarmUp,
@@ -99,21 +98,17 @@ class Worker:
     def serve(self) -> None:
         reader = FrameReader(self._orders)
         while (body := reader.next()) is not None:
-            answer = self._obey(to_worker_decoder.decode(body))
-            if answer is not None:
-                self._tell(answer)
+            self._tell(self._obey(to_worker_decoder.decode(body)))
 
     def _tell(self, message: FromWorker) -> None:
         self._orders.sendall(framed(encoder.encode(message)))
 
-    def _obey(self, message: ToWorker) -> FromWorker | None:
+    def _obey(self, message: ToWorker) -> FromWorker:
         match message:
             case Step():
                 return self._step(message)
             case Poll(patience=patience):
                 return StepDone([], self._rank.collectives, tuple(self._rank.transfers_done(patience)))
-            case Touch(keys=keys):
-                return self._rank.touch(keys)
             case Describe() | Load() | WarmUp():
                 return self._prepare(message)
 

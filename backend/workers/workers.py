@@ -110,16 +110,12 @@ class Workers:
         answers = self._gather(set(range(len(self))), on_loading)
         return [self._expect(answers[rank], kind) for rank in range(len(self))]
 
-    def tell(self, message: ToWorker) -> None:
-        """Tells all ranks what they do not answer."""
-        body = encoder.encode(message)
-        for child in self._children:
-            self._send(child, body)
-
     def step(self, message: ToWorker) -> list[StepAnswer]:
         """Has all ranks do the same, and waits for all answers, in order of ranks."""
         began = time.monotonic()
-        self.tell(message)
+        body = encoder.encode(message)
+        for child in self._children:
+            self._send(child, body)
         answers = self._gather(set(range(len(self))), lambda rank, message: None)
         self._longest_step = max(self._longest_step, time.monotonic() - began)
         return [self._expect_step(answers[rank]) for rank in range(len(self))]

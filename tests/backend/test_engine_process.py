@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from backend.engine_environment import engine_environment
+from backend.engine_environment import engine_environment, worker_environment
 from backend.engine_settings import EngineSettings
 from backend.events import Token
 from backend.frames import receive_frame
@@ -186,3 +186,11 @@ def test_the_environment_sets_threads_before_the_libraries_load() -> None:
     assert environment["OMP_NUM_THREADS"] == environment["NUMBA_NUM_THREADS"] == "3"
     assert environment["OMP_WAIT_POLICY"] == "passive"
     assert environment["PYTHONPATH"].split(os.pathsep)[1] == "/elsewhere"
+
+
+def test_workers_share_the_threads_and_each_has_one_at_least() -> None:
+    settings = EngineSettings(files=SETTINGS.files, threads=4)
+    assert worker_environment(settings, 2, {})["OMP_NUM_THREADS"] == "2"
+    assert worker_environment(settings, 3, {})["NUMBA_NUM_THREADS"] == "1"
+    assert worker_environment(settings, 9, {})["MKL_NUM_THREADS"] == "1"
+    assert worker_environment(settings, 9, {}).keys() == engine_environment(settings, {}).keys()

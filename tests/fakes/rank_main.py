@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
 
 import msgspec
 
@@ -20,7 +19,7 @@ from backend.workers.rank_work import OnProgress
 from backend.workers.worker_messages import Load, Loaded
 from backend.workers.worker_process import main
 from kvcache.layout import build_layout
-from kvcache.transfer import PageKey, TransferDone
+from kvcache.transfer import TransferDone
 from tests.fakes.hashing import HashingRank
 from tests.fakes.rank_options import LAYERS, RankOptions, Trouble
 
@@ -99,9 +98,6 @@ class FakeRank:
     def transfers_done(self, patience: float) -> list[TransferDone]:
         over, self._over = self._over, []
         return over
-
-    def touch(self, keys: Sequence[PageKey]) -> None:
-        print(f"touched {keys[0].hex()}", flush=True)
 
 
 if __name__ == "__main__":
