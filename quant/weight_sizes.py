@@ -28,12 +28,14 @@ class LinearShape:
         columns, depth: it maps [depth] to [columns].
         bias: whether it has one.
         kept: it stays in the model's dtype whatever the format: the output layer, and what chooses experts.
+        expert: it is one of a stack of experts, which is not packed for the processor while it is in the dtype.
     """
 
     columns: int
     depth: int
     bias: bool = False
     kept: bool = False
+    expert: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,10 @@ def fill(count: int, multiple: int) -> int:
 
 def _model(shape: LinearShape, storage: Storage) -> int:
     pair = 2 if storage.dtype == "bfloat16" else 1
-    if storage.cuda or storage.dtype == "float16" or shape.depth % pair:
+    if storage.cuda or shape.expert or storage.dtype == "float16" or shape.depth % pair:
         return shape.columns * (shape.depth + shape.bias) * storage.element
-    # The packed product starts its sums at the bias, or at zero.
+    # The packed product starts its sums at the bias, or at zero. (Of layers that are merged, only the last is filled
+    # up: where columns are no multiple of 16, this counts a little more than is held.)
     return fill(shape.columns, _LANES) * (shape.depth * storage.element + 4)
 
 

@@ -14,6 +14,7 @@ from backend.planner.model_facts import ModelFacts
 from backend.planner.plan import MemoryTerm, Plan, Rank
 from backend.planner.target import Target, choose_dtype, choose_target
 from backend.planner.units import human_bytes
+from backend.planner.weight_choice import AUTO, first_that_fits
 from kvcache.layout import CacheLayout, build_layout
 
 PAGE_TOKENS = 16
@@ -35,6 +36,7 @@ class _Draft:
     settings: EngineSettings
     facts: ModelFacts
     target: Target
+    dtype: str
     layout: CacheLayout
     step_tokens: int
     max_sequences: int
@@ -79,10 +81,28 @@ def decide(
     """
     _check(settings, facts, machine)
     target = choose_target(settings.device, machine)
+
+    def plan(weights: str, reason: str) -> Plan:
+        return _decide(settings, facts, machine, target, weights, reason, weights_bytes, measured)
+
+    return first_that_fits(settings.weights, target, plan)
+
+
+def _decide(
+    settings: EngineSettings,
+    facts: ModelFacts,
+    machine: Machine,
+    target: Target,
+    weights: str,
+    weights_reason: str,
+    weights_bytes: int | None,
+    measured: KVChoice | None,
+) -> Plan:
+    """The Plan with weights in that format."""
     dtype, dtype_reason = choose_dtype(settings.dtype, target)
     step_tokens, max_sequences, step_reason = _step(settings, target)
     if weights_bytes is None:
-        weights_bytes = memory.weights_bytes(facts, dtype)
+        weights_bytes = memory.weights_bytes(facts, dtype, weights, target.cuda)
     choice = choose_formats(settings.kv_format, measured)
     layout = build_layout(facts.layers, memory.ELEMENT_BYTES[dtype], PAGE_TOKENS, choice.formats)
     host_pages, host_reason = tiers.host_pages(settings, machine, target, layout.page_bytes)
@@ -91,11 +111,13 @@ def decide(
         settings,
         facts,
         target,
+        dtype,
         layout,
         step_tokens,
         max_sequences,
         weights_bytes,
-        memory.activation_bytes(facts, dtype, step_tokens, max_sequences, target.cuda),
+        memory.activation_bytes(facts, dtype, step_tokens, max_sequences, target.cuda)
+        + memory.product_bytes(facts, dtype, weights, target.cuda),
         memory.LIBRARIES_CUDA if target.cuda else memory.LIBRARIES_CPU,
         0 if target.cuda else host_pages * layout.page_bytes,
     )
@@ -104,14 +126,14 @@ def decide(
     max_context, context_reason = _context(draft, pages)
     threads, threads_reason = _threads(settings, machine, target)
     reasons = (
-        target.reason, dtype_reason, choice.reason, pool_reason, host_reason, disk_reason, context_reason, step_reason,
-        threads_reason,
+        target.reason, dtype_reason, weights_reason, choice.reason, pool_reason, host_reason, disk_reason,
+        context_reason, step_reason, threads_reason,
     )  # fmt: skip
     return Plan(
         model=settings.files.name,
         architecture=facts.architecture,
         dtype=dtype,
-        weight_format="model",
+        weight_format=weights,
         kv_format=str(choice.formats),
         tensor_parallel=1,
         pipeline_stages=1,
@@ -138,12 +160,6 @@ def _memory(draft: _Draft, kv: int) -> tuple[MemoryTerm, ...]:
 
 def _check(settings: EngineSettings, facts: ModelFacts, machine: Machine) -> None:
     """Refuses what cannot be obeyed whatever the memory."""
-    if settings.weights not in ("auto", "model"):
-        raise SettingError(
-            f"--weights {settings.weights} is not served by this version.",
-            "Weights are kept in the model's dtype so far.",
-            "Use --weights model.",
-        )
     counts = (
         ("--max-context", settings.max_context, 2),
         ("--max-sequences", settings.max_sequences, 1),
@@ -193,10 +209,20 @@ def _check_fixed(draft: _Draft, free_main: int) -> None:
     if draft.left + draft.host_cache <= 0:
         term = "weights" if spent >= draft.target.usable else "activations"
         size = draft.weights if term == "weights" else draft.activations
-        _refuse(draft, term, size, "a smaller or more strongly quantized model")
+        _refuse(draft, term, size, _smaller(draft))
     if draft.settings.host_cache:
         taken = memory.LIBRARIES_CPU if draft.target.cuda else spent + draft.activations
         tiers.check_host_memory(draft.settings.host_cache, free_main, taken)
+
+
+def _smaller(draft: _Draft) -> str:
+    """The next format of weights that would fit, or that the model has to be a smaller one."""
+    dtype, cuda = draft.dtype, draft.target.cuda
+    for name in AUTO[1:]:
+        held = memory.weights_bytes(draft.facts, dtype, name, cuda)
+        if held < draft.weights and held + draft.activations + draft.libraries < draft.target.usable:
+            return f"--weights {name} ({human_bytes(held)})"
+    return "a smaller or more strongly quantized model"
 
 
 def _refuse(draft: _Draft, term: str, size: int, first_way: str) -> NoReturn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvcache.layout import LayerCache
+from quant.weight_sizes import LinearShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,8 @@ class ModelFacts:
         max_positions: positions the model was made for.
         parameters: parameter count as stored (tied embeddings once).
         native_dtype: the dtype its config names.
+        linears: shapes of the weights that a WeightFormat may store, and how many there are of each; of `parameters`,
+            the rest stays in the model's dtype.
     """
 
     architecture: str
@@ -30,3 +33,4 @@ class ModelFacts:
     max_positions: int
     parameters: int
     native_dtype: str
+    linears: tuple[tuple[LinearShape, int], ...] = ()

@@ -13,10 +13,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from backend.planner.model_facts import ModelFacts
 from backend.surgery.build import build_for_trace
+from backend.surgery.latent import EXPANSION
 from backend.surgery.latent_probe import LatentProbe
 from backend.surgery.refusal import unsupported
 from backend.surgery.rope import RopeLengths, replace_rope
+from backend.surgery.store import linear_shapes
 from backend.surgery.trace import Traced, trace
+from quant.weight_sizes import LinearShape
 
 # Layers with a recurrent or convolutional state keep it outside K and V; none of these words names an attention module.
 _STATE_ATTRIBUTES = ("conv1d", "A_log", "dt_bias", "ssm_state_size")
@@ -66,8 +69,15 @@ def trace_model(config: PreTrainedConfig) -> tuple[ModelFacts, Traced]:
         max_positions=getattr(text, "max_position_embeddings", None) or 2048,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         native_dtype=str(config.dtype or "float32").removeprefix("torch."),
+        linears=_linears(model, traced),
     )
     return facts, traced
+
+
+def _linears(model: PreTrainedModel, traced: Traced) -> tuple[tuple[LinearShape, int], ...]:
+    """Linears by their shapes; those that expand latents are no linears after surgery."""
+    expansions = frozenset(f"{layer.name}.{EXPANSION}" for layer in traced.layers if layer.latent is not None)
+    return tuple(linear_shapes(model, expansions))
 
 
 @contextmanager

@@ -19,12 +19,14 @@ def register() -> None:
 def run_experts(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """The weighted sum [T, hidden] of each token's experts; top_k_index and top_k_weights are [T, k].
 
-    On a GPU transformers' grouped product does it without asking the host. On the CPU a loop over the experts that
-    have tokens is faster, and reads no other expert's weights. Without data only the shape counts.
+    On a GPU transformers' grouped product does it without asking the host. On the CPU, and over experts stored one by
+    one (`store`), a loop over the experts that have tokens is faster, and reads no other expert's weights. Without data
+    only the shape counts.
     """
     if hidden_states.is_meta:
         return torch.empty_like(hidden_states)
-    if hidden_states.device.type != "cpu" or experts.has_post_expert_norm:
+    apart = hidden_states.device.type == "cpu" or hasattr(experts, "stored_experts")
+    if not apart or experts.has_post_expert_norm:
         return grouped_mm_experts_forward(experts, hidden_states, top_k_index, top_k_weights)
     return _loop(experts, hidden_states, top_k_index, top_k_weights)
 
@@ -34,7 +36,7 @@ def _loop(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weight
     order = top_k_index.reshape(-1).argsort(stable=True)  # [T * k], pairs by expert
     counts = torch.bincount(top_k_index.reshape(-1), minlength=experts.num_experts).tolist()
     inputs = hidden_states[order // active]
-    outputs = torch.empty(inputs.shape[0], hidden_states.shape[1], dtype=hidden_states.dtype)
+    outputs = torch.empty_like(inputs)
     start = 0
     for expert, count in enumerate(counts):
         if count:
@@ -56,6 +58,8 @@ def _one_expert(experts: Any, expert: int, x: Tensor) -> Tensor:
 
 
 def _multiply(experts: Any, name: str, expert: int, x: Tensor) -> Tensor:
+    if hasattr(experts, "stored_experts"):
+        return experts.stored_experts[name].multiply(expert, x)
     weight = getattr(experts, name)[expert]
     product = x @ (weight if experts.is_transposed else weight.T)
     return product + getattr(experts, f"{name}_bias")[expert] if experts.has_bias else product

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from quant.weight_format import Linear
+
 LinearKernel = Callable[[Tensor], Tensor]
 
 
@@ -28,6 +30,7 @@ class ServedLinear(nn.Module):
         weight: [out, in]; bias: [out] or None.
         parts: the layers it stands for; checkpoints are read into their rows.
         kernel: maps [..., in] to [..., out]; the plain product until `adopt` puts a stored one in its place.
+        stored: the weight in a format of its own, once it was adopted.
     """
 
     weight: nn.Parameter
@@ -36,11 +39,12 @@ class ServedLinear(nn.Module):
         super().__init__()
         self.weight, self.bias, self.parts = weight, bias, parts
         self.kernel: LinearKernel = self.multiply
+        self.stored: Linear | None = None
         self.out_features, self.in_features = weight.shape
 
-    def adopt(self, kernel: LinearKernel) -> None:
-        """Computes with `kernel` from now on, which holds the weight and bias itself."""
-        self.kernel = kernel
+    def adopt(self, stored: Linear) -> None:
+        """Computes with `stored` from now on, which holds the weight and bias itself."""
+        self.kernel = self.stored = stored
         self._parameters.update(weight=None, bias=None)
 
     def multiply(self, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from backend.errors import BrokenModelError
 from backend.library.files import ModelFiles
 from backend.surgery import hook
+from backend.surgery.arrivals import Arrivals
 from backend.surgery.build import build, materialize
 from backend.surgery.describe import trace_model
 from backend.surgery.gguf_weights import read_gguf
@@ -19,6 +20,8 @@ from backend.surgery.operate import operate
 from backend.surgery.places import Places
 from backend.surgery.rope import RopeLengths
 from backend.surgery.safetensors_weights import read_safetensors
+from backend.surgery.store import held_bytes
+from quant.weight_format import WeightFormat
 
 
 def read_config(files: ModelFiles) -> PreTrainedConfig:
@@ -44,10 +47,12 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device,
     on_progress: Callable[[int, int], None],
+    stored: WeightFormat | None = None,
 ) -> ServedModel:
     """The model, ready to serve, with weights and activations in `dtype` on `device`.
 
     on_progress: called with the bytes read so far and all bytes, often; the last call has both equal.
+    stored: a format other than the model's own, in which each linear is put as soon as it has been read.
 
     Raises:
         UnsupportedModelError: a model that this version does not serve.
@@ -60,8 +65,9 @@ def load_model(
     read = read_gguf(model, files) if files.format == "gguf" else read_safetensors(model, files)
     lengths = RopeLengths()
     regimes = operate(model, traced, lengths)
-    materialize(model, device)
-    places = Places(model, files.name)
+    arrivals = Arrivals(model, stored, device) if stored is not None else None
+    materialize(model, device, arrivals.waits if arrivals else lambda module: False)
+    places = Places(model, files.name, arrivals)
     read(places, on_progress)
     places.check_complete()
     return ServedModel(
@@ -69,7 +75,7 @@ def load_model(
         facts=facts,
         dtype=dtype,
         device=device,
-        weights_bytes=sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
+        weights_bytes=held_bytes(model),
         recompute_lengths=regimes.recompute_lengths,
         scaled_past=regimes.scaled_past,
         lengths=lengths,
