@@ -71,10 +71,15 @@ def _planned(settings: EngineSettings) -> _Planned:
     plan = decide(settings, facts, machine)
     if settings.kv_format != "auto":
         return _Planned(facts, machine, plan, unmeasured=False)
-    measured = default_store().read(accuracy_key(settings.files, plan.dtype, plan.ranks[0].device, machine))
+    measured = default_store().read(_accuracy_key(settings, plan, machine))
     if measured is None:
         return _Planned(facts, machine, plan, unmeasured=True)
-    return _Planned(facts, machine, decide(settings, facts, machine, measured=choose(measured)), unmeasured=False)
+    plan = decide(settings, facts, machine, measured=choose(measured), held=plan.weight_format)
+    return _Planned(facts, machine, plan, unmeasured=False)
+
+
+def _accuracy_key(settings: EngineSettings, plan: Plan, machine: Machine) -> str:
+    return accuracy_key(settings.files, plan.dtype, plan.ranks[0].device, machine, plan.weight_format)
 
 
 def load_served(settings: EngineSettings, plan: Plan, on_progress: OnProgress) -> tuple[ServedModel, Team | None]:
@@ -130,8 +135,8 @@ def _measured(
 
     contexts = measure_for_start(model, settings.files, team, lambda done, total: on_progress("measure", done, total))
     plan = planned.plan
-    default_store().write(accuracy_key(settings.files, plan.dtype, plan.ranks[0].device, planned.machine), contexts)
-    return decide(settings, planned.facts, planned.machine, measured=choose(contexts))
+    default_store().write(_accuracy_key(settings, plan, planned.machine), contexts)
+    return decide(settings, planned.facts, planned.machine, measured=choose(contexts), held=plan.weight_format)
 
 
 def compose_engine(settings: EngineSettings, on_progress: OnProgress) -> ComposedEngine:

@@ -66,6 +66,7 @@ def decide(
     machine: Machine,
     weights_bytes: int | None = None,
     measured: KVChoice | None = None,
+    held: str | None = None,
 ) -> Plan:
     """Resolves every "auto" of the settings. What was asked for explicitly is obeyed or refused, never
     changed.
@@ -74,6 +75,7 @@ def decide(
         weights_bytes: what the weights occupy once loaded, where it is known better than parameters times
         element.
         measured: what --kv-format auto takes, where the accuracy probe has run.
+        held: the format that --weights auto took before, of an earlier Plan that this one carries on.
 
     Raises:
         SettingError: something was asked for that this version or machine cannot do.
@@ -85,7 +87,7 @@ def decide(
     def plan(weights: str, reason: str) -> Plan:
         return _decide(settings, facts, machine, target, weights, reason, weights_bytes, measured)
 
-    return first_that_fits(settings.weights, target, plan)
+    return first_that_fits(settings.weights, target, plan, held)
 
 
 def _decide(

@@ -43,16 +43,20 @@ def check_weights(asked: str, target: Target) -> None:
         )
 
 
-def first_that_fits(asked: str, target: Target, plan: Callable[[str, str], Planned]) -> Planned:
+def first_that_fits(
+    asked: str, target: Target, plan: Callable[[str, str], Planned], held: str | None = None
+) -> Planned:
     """What `plan` makes of the format asked for, or, for "auto", of the first that fits.
 
-    plan: called with a format and the sentence that says why it is taken. Raises what it raises of the format asked
-    for, and for "auto", of the smallest; and SettingError for a format that is unknown or not served here.
+    plan: called with a format and the sentence that says why it is taken. held: what "auto" took before.
+
+    Raises what `plan` raises of the format asked for, and for "auto", of the smallest; and SettingError for a format
+    that is unknown or not served here.
     """
     check_weights(asked, target)
     if asked != "auto":
         return plan(asked, "" if asked == "model" else f"The weights are {asked}, as --weights asks.")
-    served = [name for name in AUTO if _serves(name, target)]
+    served = [name for name in AUTO if _serves(name, target) and held in (None, name)]
     for name in served[:-1]:
         try:
             return plan(name, _why(name))

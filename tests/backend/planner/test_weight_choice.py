@@ -60,6 +60,13 @@ def test_auto_leaves_out_what_the_gpu_does_not_multiply() -> None:
     assert plan.weight_format == "nf4"
 
 
+def test_a_plan_that_is_carried_on_keeps_what_auto_took() -> None:
+    machine = gpu_machine(gpu(free=40 * GIB))
+    settings = EngineSettings(files=FILES, weights="auto")
+    assert decide(settings, SEVEN_BILLION, machine, held="int8").weight_format == "int8"
+    assert decide(EngineSettings(files=FILES), SEVEN_BILLION, machine, held="model").weight_format == "model"
+
+
 def test_what_no_format_makes_fit_is_refused_as_the_smallest() -> None:
     with pytest.raises(OutOfMemoryError, match="a smaller or more strongly quantized model"):
         plan_of(gpu_machine(gpu(free=3 * GIB)), weights="auto")
