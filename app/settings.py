@@ -95,7 +95,11 @@ class ServerSettings(BaseSettings):
         "as answer fastest, and one process.",
     )
     pp: AutoCount = Field(None, description="Stages that the layers are spread over; auto or 1.")
-    weights: str = Field("model", description="Weight format; model keeps the one of the files.")
+    weights: Literal["auto", "model", "int8", "nf4", "fp8"] = Field(
+        "model",
+        description="How weights are stored: model is the dtype, int8 and fp8 (newer GPUs) take half of bfloat16's "
+        "bytes, nf4 little more than a quarter; auto takes the first of model, int8 and nf4 that fits.",
+    )
     kv_format: Annotated[str, BeforeValidator(_formats)] = Field(
         "model",
         description="How keys and values are stored: model is the dtype, fp8 and int8 take half of bfloat16's bytes, "
@@ -168,7 +172,6 @@ class ServerSettings(BaseSettings):
 
 AVAILABLE: dict[str, tuple[object, ...]] = {
     "pp": (None, 1),
-    "weights": ("model",),
     "fallback": (None,),
 }
 

@@ -33,7 +33,7 @@ def serve(
     tp: Annotated[str | None, _option("tp", "auto|COUNT")] = None,
     experts: Annotated[str | None, _option("experts", "auto|tensor|expert")] = None,
     pp: Annotated[str | None, _option("pp", "auto|1")] = None,
-    weights: Annotated[str | None, _option("weights", "model")] = None,
+    weights: Annotated[str | None, _option("weights", "auto|model|int8|nf4|fp8")] = None,
     kv_format: Annotated[str | None, _option("kv_format", "model|fp8|int8|k=F,v=F|auto")] = None,
     max_context: Annotated[str | None, _option("max_context", "auto|TOKENS")] = None,
     max_sequences: Annotated[str | None, _option("max_sequences", "auto|COUNT")] = None,

@@ -84,7 +84,7 @@ def test_tiers_and_formats_reach_the_engine(tmp_path: Path, monkeypatch: pytest.
         ({"kv_format": "k=int8,k=fp8"}, "--kv-format cannot be"),
         ({"disk_cache": "auto"}, "--disk-cache cannot be"),
         ({"disk_cache": "-1"}, "--disk-cache cannot be '-1'"),
-        ({"weights": "nf4"}, "--weights nf4 is not available"),
+        ({"weights": "int4"}, "--weights cannot be 'int4'"),
         ({"host_cache": "lots"}, "--host-cache cannot be 'lots'"),
         ({"fallback": "starter"}, "--fallback starter is not available"),
         ({"port": "70000"}, "--port cannot be '70000'"),
