@@ -1,8 +1,12 @@
-"""compose_engine: from settings to a running Engine of one rank; the one place where its parts are put together."""
+"""compose_engine: from settings to a running Engine; the one place where its parts are put together.
+
+One rank computes in this process, and here stands how; several are `compose_ranks`'s.
+"""
 
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from backend.accuracy.choose import choose
 from backend.accuracy.store import accuracy_key, default_store
+from backend.compose_ranks import compose_ranks, ranks_to_expect
 from backend.compose_tiers import compose_tiers
 from backend.engine import Engine
 from backend.engine_settings import EngineSettings
@@ -18,11 +23,15 @@ from backend.hardware.machine import Machine, read_machine
 from backend.hardware.peer_probe import probed
 from backend.hardware.visible_gpus import show_gpus
 from backend.library.checks import check
+from backend.parallel.division import Division
 from backend.planner.decide import PAGE_TOKENS, decide
 from backend.planner.model_facts import ModelFacts
 from backend.planner.plan import Plan
 
 if TYPE_CHECKING:
+    import torch
+
+    from backend.parallel.group import Group
     from backend.surgery.model import ServedModel
     from quant.cpu.team import Team
 
@@ -42,6 +51,7 @@ class ComposedEngine:
     vocabulary: int
     weights_bytes: tuple[int, ...]
     devices: tuple[str, ...]
+    rank_pids: tuple[int, ...]
 
 
 def plan_engine(settings: EngineSettings) -> Plan:
@@ -54,7 +64,7 @@ def plan_engine(settings: EngineSettings) -> Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class _Planned:
+class Planned:
     """A Plan, what it was made of, and whether --kv-format auto has still to be measured."""
 
     facts: ModelFacts
@@ -63,29 +73,37 @@ class _Planned:
     unmeasured: bool
 
 
-def _planned(settings: EngineSettings) -> _Planned:
+def _planned(settings: EngineSettings) -> Planned:
     # Both load torch and transformers, which the modules that only name this one need not pay for.
     from backend.surgery.describe import describe
     from backend.surgery.load import read_config
 
     check(settings.files)
-    facts, machine = describe(read_config(settings.files)), probed(read_machine())
+    return planned(settings, describe(read_config(settings.files)), probed(read_machine()))
+
+
+def planned(settings: EngineSettings, facts: ModelFacts, machine: Machine) -> Planned:
+    """The Plan for a model of which these facts are known. Raises ShardwiseError as `plan_engine` does."""
     plan = decide(settings, facts, machine)
     if settings.kv_format != "auto":
-        return _Planned(facts, machine, plan, unmeasured=False)
+        return Planned(facts, machine, plan, unmeasured=False)
     measured = default_store().read(_accuracy_key(settings, plan, machine))
     if measured is None:
-        return _Planned(facts, machine, plan, unmeasured=True)
+        return Planned(facts, machine, plan, unmeasured=True)
     plan = decide(settings, facts, machine, measured=choose(measured), held=plan.weight_format)
-    return _Planned(facts, machine, plan, unmeasured=False)
+    return Planned(facts, machine, plan, unmeasured=False)
 
 
 def _accuracy_key(settings: EngineSettings, plan: Plan, machine: Machine) -> str:
     return accuracy_key(settings.files, plan.dtype, plan.ranks[0].device, machine, plan.weight_format)
 
 
-def load_served(settings: EngineSettings, plan: Plan, on_progress: OnProgress) -> tuple[ServedModel, Team | None]:
-    """The model on the plan's device with its kernels, and the threads that compute on a processor.
+def load_served(
+    settings: EngineSettings, plan: Plan, on_progress: OnProgress, rank: int = 0, group: Group | None = None
+) -> tuple[ServedModel, Team | None]:
+    """The model on the rank's device with its kernels, and the threads that compute on a processor.
+
+    group: what a rank of several computes with, of which each has its part of the model.
 
     Raises:
         ShardwiseError: a file that turns out broken while it is read.
@@ -98,19 +116,22 @@ def load_served(settings: EngineSettings, plan: Plan, on_progress: OnProgress) -
     from quant.weight_format import WEIGHT_FORMATS
 
     _check_library(plan)
-    dtype, device = getattr(torch, plan.dtype), torch.device(plan.ranks[0].device)
+    dtype, device = getattr(torch, plan.dtype), torch.device(plan.ranks[rank].device)
     weight_format = WEIGHT_FORMATS[plan.weight_format]
-    torch.set_num_threads(plan.threads)
-    on_progress("load", 0, settings.files.bytes)
+    threads = max(1, plan.threads // len(plan.ranks))
+    torch.set_num_threads(threads)
+    on_progress("load", 0, settings.files.bytes if group is None else 0)
     model = load_model(
         settings.files,
         dtype=dtype,
         device=device,
         on_progress=lambda done, total: on_progress("load", done, total),
+        division=None if group is None else plan_division(plan, rank),
+        group=group,
         stored=None if plan.weight_format == "model" else weight_format,
     )
     on_progress("pack", 0, 0)
-    team = _team(plan)
+    team = _team(device, threads)
     return pack_model(model, weight_format, team), team
 
 
@@ -130,8 +151,14 @@ def _check_library(plan: Plan) -> None:
         ) from error
 
 
+def plan_division(plan: Plan, rank: int) -> Division:
+    """How the Plan divides the model, as this rank sees it."""
+    attention, mlp = (tuple(getattr(one, name) for one in plan.ranks) for name in ("attention", "mlp"))
+    return Division(rank, attention, mlp, plan.experts)
+
+
 def _measured(
-    settings: EngineSettings, planned: _Planned, model: ServedModel, team: Team | None, on_progress: OnProgress
+    settings: EngineSettings, planned: Planned, model: ServedModel, team: Team | None, on_progress: OnProgress
 ) -> Plan:
     """The Plan with the formats that --kv-format auto takes of this model here; they are kept for later starts."""
     from backend.accuracy.automatic import measure_for_start
@@ -149,17 +176,25 @@ def compose_engine(settings: EngineSettings, on_progress: OnProgress) -> Compose
         ShardwiseError: as `plan_engine`, and a file that turns out broken while it is read.
     """
     on_progress("read", 0, 0)
+    ranks = ranks_to_expect(settings)
+    if ranks == 1:
+        return compose_alone(settings, on_progress, _planned(settings))
+    composed = compose_ranks(settings, on_progress, ranks)
+    return compose_alone(settings, on_progress, composed) if isinstance(composed, Planned) else composed
+
+
+def compose_alone(settings: EngineSettings, on_progress: OnProgress, found: Planned) -> ComposedEngine:
+    """An engine of one rank, which computes in this process. Raises as `compose_engine`."""
     from backend.runner import Runner
     from backend.scheduler import Scheduler
     from kvcache.cache_manager import CacheManager
     from kvcache.layout import build_layout
     from quant.kv_format import parse_kv_formats
 
-    planned = _planned(settings)
-    facts, plan = planned.facts, planned.plan
+    facts, plan = found.facts, found.plan
     model, team = load_served(settings, plan, on_progress)
-    if planned.unmeasured:
-        plan = _measured(settings, planned, model, team, on_progress)
+    if found.unmeasured:
+        plan = _measured(settings, found, model, team, on_progress)
     on_progress("warm up", 0, 0)
     layout = build_layout(facts.layers, model.dtype.itemsize, PAGE_TOKENS, parse_kv_formats(plan.kv_format))
     runner = Runner(model, layout, plan.pages, team)
@@ -183,13 +218,14 @@ def compose_engine(settings: EngineSettings, on_progress: OnProgress) -> Compose
         vocabulary=facts.vocabulary,
         weights_bytes=(model.weights_bytes,),
         devices=(str(model.device),),
+        rank_pids=(os.getpid(),),
     )
 
 
-def _team(plan: Plan) -> Team | None:
+def _team(device: torch.device, threads: int) -> Team | None:
     """The threads that compute on a processor; a GPU needs none."""
-    if plan.ranks[0].device != "cpu":
+    if device.type != "cpu":
         return None
     from quant.cpu.team import Team
 
-    return Team(plan.threads)
+    return Team(threads)

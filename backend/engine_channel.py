@@ -15,7 +15,8 @@ import time
 import traceback
 from typing import NoReturn
 
-from backend.messages import MAX_FRAME_BYTES, FromEngine, Heartbeat, Stop, ToEngine, frame, to_engine_decoder
+from backend.frames import receive_frame
+from backend.messages import FromEngine, Heartbeat, Stop, ToEngine, frame, to_engine_decoder
 
 HEARTBEAT_SECONDS = 0.5
 MAX_UNSENT_BYTES = 4 * 1024 * 1024
@@ -29,31 +30,6 @@ def leave(status: int) -> NoReturn:
         # The supervisor gave us a process group of our own; torch's compile workers are in it.
         os.killpg(0, signal.SIGKILL)
     os._exit(status)
-
-
-def receive_frame(peer: socket.socket) -> bytes | None:
-    """The body of the next frame, or None when the peer has closed. Blocks.
-
-    Raises:
-        ValueError: for a frame longer than any message.
-    """
-    head = _receive_exactly(peer, 4)
-    if head is None:
-        return None
-    length = int.from_bytes(head, "big")
-    if length > MAX_FRAME_BYTES:
-        raise ValueError(f"a frame of {length} bytes; at most {MAX_FRAME_BYTES} are allowed")
-    return _receive_exactly(peer, length)
-
-
-def _receive_exactly(peer: socket.socket, count: int) -> bytes | None:
-    parts = bytearray()
-    while len(parts) < count:
-        part = peer.recv(min(count - len(parts), 1024 * 1024))
-        if not part:
-            return None
-        parts += part
-    return bytes(parts)
 
 
 class Outbox:

@@ -10,21 +10,14 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import IO
+
+from msgspec.structs import replace
 
 from backend.engine_environment import engine_environment
 from backend.engine_settings import EngineSettings
-from backend.messages import (
-    MAX_FRAME_BYTES,
-    FromEngine,
-    Stop,
-    ToEngine,
-    encoder,
-    frame,
-    from_engine_decoder,
-)
-
-MAX_LOG_BYTES = 4 * 1024 * 1024
+from backend.frames import MAX_FRAME_BYTES, framed
+from backend.messages import FromEngine, Stop, ToEngine, encoder, frame, from_engine_decoder
+from backend.process_log import open_log
 
 
 class EngineChild:
@@ -47,7 +40,7 @@ class EngineChild:
         """
         ours, theirs = socket.socketpair()
         try:
-            with theirs, _open_log(log) as output:
+            with theirs, open_log(log) as output:
                 process = await asyncio.create_subprocess_exec(
                     *command,
                     str(theirs.fileno()),
@@ -64,8 +57,7 @@ class EngineChild:
             ours.close()
             raise
         child = cls(process, reader, writer)
-        body = encoder.encode(settings)
-        writer.write(len(body).to_bytes(4, "big") + body)
+        writer.write(framed(encoder.encode(replace(settings, log_file=str(log or "")))))
         return child
 
     @property
@@ -116,13 +108,3 @@ class EngineChild:
             # Also where our task was cancelled while it waited, and for helpers that outlived their leader.
             self.kill()
             self._writer.close()
-
-
-def _open_log(log: Path | None) -> contextlib.AbstractContextManager[IO[bytes] | None]:
-    """The log, opened to append; one past `MAX_LOG_BYTES` is set aside first, so there are two at most."""
-    if log is None:
-        return contextlib.nullcontext()
-    log.parent.mkdir(parents=True, exist_ok=True)
-    if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
-        log.replace(log.with_suffix(".old"))
-    return open(log, "ab", opener=lambda path, flags: os.open(path, flags, 0o600))

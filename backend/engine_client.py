@@ -34,7 +34,8 @@ class RankStatus(Struct, frozen=True):
 
 
 class EngineStatus(Struct, frozen=True):
-    """A snapshot for `/health` and the faces. `error` is what a person should read when `state` is failed."""
+    """A snapshot for `/health` and the faces. `error` is what a person should read when `state` is failed, or why the
+    engine is being started again, with process ids."""
 
     model: str
     state: EngineState

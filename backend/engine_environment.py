@@ -42,3 +42,9 @@ def engine_environment(settings: EngineSettings, inherited: Mapping[str, str]) -
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+
+
+def worker_environment(settings: EngineSettings, ranks: int, inherited: Mapping[str, str]) -> dict[str, str]:
+    """A worker's whole environment: the engine's, with its part of the threads, at least one."""
+    threads = str(max(1, most_threads(settings) // ranks))
+    return {**engine_environment(settings, inherited), **dict.fromkeys(THREAD_VARIABLES, threads)}

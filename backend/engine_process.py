@@ -6,27 +6,28 @@ is the `supervisor`'s. What a step does is `engine`'s.
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
-import os
 import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
 
-from backend.engine_channel import EngineChannel, receive_frame
+from backend.engine_channel import EngineChannel, leave
 from backend.engine_settings import EngineSettings
 from backend.errors import ShardwiseError
 from backend.events import EngineStatistics
-from backend.messages import Cancel, Progress, Ready, StartFailed, StepOutput, Submit, ToEngine
+from backend.executor import DeviceLostError
+from backend.frames import receive_frame
+from backend.messages import Cancel, Lost, Progress, Ready, StartFailed, StepOutput, Submit, ToEngine
+from backend.parentage import adopt, die_with_parent
 from backend.planner.plan import Plan
 from backend.request import Request
 
-PR_SET_PDEATHSIG = 1
 PROGRESS_SECONDS = 0.1
 # Without a message for so long, there is time to put cached pages on disk; and so long between parts of that.
 IDLE_SECONDS = 1.0
@@ -62,6 +63,8 @@ class Composed(Protocol):
     @property
     def weights_bytes(self) -> tuple[int, ...]: ...
     @property
+    def rank_pids(self) -> tuple[int, ...]: ...
+    @property
     def devices(self) -> tuple[str, ...]: ...
     @property
     def max_context(self) -> int: ...
@@ -77,13 +80,23 @@ def run(peer: socket.socket, compose: Compose) -> None:
     StartFailed.
 
     `compose` is called with the settings, the first frame on the socket. A ShardwiseError in it is
-    reported; any other exception is a bug of ours and leaves through the caller, so that its traceback is
-    in the log.
+    reported; a lost device or rank, now or later, is told and ends the process; any other exception is a bug
+    of ours and leaves through the caller, so that its traceback is in the log.
     """
     settings = receive_frame(peer)
     if settings is None:
         return
     channel = EngineChannel(peer)
+    try:
+        _run(settings, channel, compose)
+    except DeviceLostError as error:
+        traceback.print_exc()
+        channel.send(Lost(str(error)))
+        channel.flush(seconds=1.0)
+        leave(1)
+
+
+def _run(settings: bytes, channel: EngineChannel, compose: Compose) -> None:
     try:
         composed = compose(msgspec.msgpack.decode(settings, type=EngineSettings), ProgressReporter(channel).report)
     except ShardwiseError as error:
@@ -96,7 +109,7 @@ def run(peer: socket.socket, compose: Compose) -> None:
             max_context=composed.max_context,
             vocabulary=composed.vocabulary,
             weights_bytes=composed.weights_bytes,
-            rank_pids=tuple(os.getpid() for _ in composed.devices),
+            rank_pids=composed.rank_pids,
             devices=composed.devices,
             statistics=composed.engine.statistics(),
         )
@@ -156,19 +169,6 @@ class ProgressReporter:
             return
         self._stage, self._last = stage, now
         self._channel.send(Progress(stage, done, total))
-
-
-def die_with_parent() -> None:
-    """Asks Linux to kill this process with its parent, frozen or not; elsewhere the socket tells."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def adopt(descriptor: int) -> socket.socket:
-    """The server's socket, not inherited by processes that we start: a copy would hide the server's death."""
-    peer = socket.socket(fileno=descriptor)
-    peer.set_inheritable(False)
-    return peer
 
 
 def main(arguments: list[str], compose: Compose) -> None:

@@ -27,6 +27,7 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
         kv_pool: bytes of the page pool.
         step_tokens: token budget of one step.
         threads: compute threads on a CPU device, all ranks' together.
+        log_file: where the engine's own output goes, beside which each rank gets a log; empty where it has none.
         tensor_parallel: ranks that share each layer.
         experts: whether each of these has a slice of every expert, or whole experts.
     """
@@ -45,6 +46,7 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
     cache_secret: bytes = b""
     step_tokens: int | None = None
     threads: int | None = None
+    log_file: str = ""
     tensor_parallel: int | None = None
     experts: Literal["auto", "tensor", "expert"] = "auto"
 

@@ -1,6 +1,6 @@
 """Messages between the server process and the engine process: msgpack with a schema, never pickle.
 
-A frame on the socket is a 4-byte big-endian length followed by one encoded message.
+How a message is framed on the socket is `frames`'.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ import msgspec
 from msgspec import Struct
 
 from backend.events import End, EngineStatistics, Start, Token
+from backend.frames import framed
 from backend.planner.plan import Plan
 from backend.request import Request
 from kvcache.statistics import CacheMap
-
-MAX_FRAME_BYTES = 256 * 1024 * 1024
 
 
 class Submit(Struct, frozen=True, tag=True):
@@ -82,6 +81,12 @@ class StartFailed(Struct, frozen=True, tag=True):
     hint: str = ""
 
 
+class Lost(Struct, frozen=True, tag=True):
+    """Engine to server, as its last word: a device or a rank is gone, so this process ends and another must start."""
+
+    cause: str
+
+
 class Heartbeat(Struct, frozen=True, tag=True):
     """Engine to server, twice a second from a thread of its own: the process lives.
 
@@ -92,7 +97,7 @@ class Heartbeat(Struct, frozen=True, tag=True):
 
 
 ToEngine = Submit | Cancel | Stop
-FromEngine = Progress | Ready | StepOutput | StartFailed | Heartbeat
+FromEngine = Progress | Ready | StepOutput | StartFailed | Lost | Heartbeat
 
 encoder = msgspec.msgpack.Encoder()
 to_engine_decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
@@ -101,5 +106,4 @@ from_engine_decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decod
 
 def frame(message: ToEngine | FromEngine) -> bytes:
     """The message with its length in front, ready for the socket."""
-    body = encoder.encode(message)
-    return len(body).to_bytes(4, "big") + body
+    return framed(encoder.encode(message))

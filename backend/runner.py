@@ -26,11 +26,16 @@ if TYPE_CHECKING:
 
 
 class Runner:
-    """One rank's model, pages and sampler; an Executor for an engine whose only rank lives in its process."""
+    """One rank's model, pages and sampler; an Executor for an engine whose only rank lives in its process.
 
-    def __init__(self, model: ServedModel, layout: CacheLayout, pages: int, team: Team | None) -> None:
-        """team: the threads that compute, on a processor."""
-        self._layout, self._team = layout, team
+    Of several ranks, all run the same batches, and one samples.
+    """
+
+    def __init__(
+        self, model: ServedModel, layout: CacheLayout, pages: int, team: Team | None, *, samples: bool = True
+    ) -> None:
+        """team: the threads that compute, on a processor. samples: whether the logits are this rank's to choose by."""
+        self._layout, self._team, self._samples = layout, team, samples
         self._paged = PagedModel(model, layout, pages, attention_kernels(team))
         self._device = model.device
         self._sampler = Sampler(model.facts.vocabulary, model.device)
@@ -62,6 +67,8 @@ class Runner:
         if not batch.slices:
             return []
         logits = self._paged.forward(batch)
+        if not self._samples:
+            return [None] * len(batch.slices)
         tasks = [part.sample for part in batch.slices if part.sample is not None]
         sampled = iter(self._sampler.sample(logits, tasks) if tasks else [])
         return [None if part.sample is None else next(sampled) for part in batch.slices]

@@ -8,7 +8,6 @@ dead.
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -22,7 +21,8 @@ from backend.engine_client import EngineState, EngineStatus, RankStatus
 from backend.engine_settings import EngineSettings
 from backend.errors import EngineUnavailableError, ShardwiseError
 from backend.events import End, EndReason, EngineStatistics, Start, Token
-from backend.messages import Cancel, FromEngine, Progress, Ready, StartFailed, StepOutput, Submit
+from backend.exit_status import describe_exit, without_pids
+from backend.messages import Cancel, FromEngine, Lost, Progress, Ready, StartFailed, StepOutput, Submit
 from backend.planner.plan import Plan
 from backend.request import Request
 from backend.revival import Death, RevivalPolicy, admissible, guilty, restart_delay
@@ -92,6 +92,8 @@ class EngineSupervisor:
         self._child: EngineChild | None = None
         self._ready: Ready | None = None
         self._start_failed: StartFailed | None = None
+        self._lost: Lost | None = None
+        self._last_cause = ""
         self._failure: ShardwiseError | None = None
         self._stages = StartStages()
         self._running: dict[str, RunningRequest] = {}
@@ -120,8 +122,12 @@ class EngineSupervisor:
             ranks=self._ranks(),
             stages=self._stages.snapshot(),
             restarts=self._restarts,
-            error=str(self._failure) if self._failure else "",
+            error=str(self._failure) if self._failure else self._trouble(),
         )
+
+    def _trouble(self) -> str:
+        """Why the engine is being started again, while it is."""
+        return f"The engine died: {self._last_cause}." if self._state == "restarting" and self._last_cause else ""
 
     def _ranks(self) -> tuple[RankStatus, ...]:
         if self._ready is None or self._child is None:
@@ -219,7 +225,7 @@ class EngineSupervisor:
 
     async def _live(self) -> str:
         """Spawns a process and lives with it until it has ended and is reaped: why it ended."""
-        self._stages = StartStages()
+        self._stages, self._lost = StartStages(), None
         try:
             child = await EngineChild.spawn(self._command, self._settings, self._log_file)
         except OSError as error:
@@ -244,7 +250,8 @@ class EngineSupervisor:
             status = await child.end()
             self._child = None
         found = None if watch.cancelled() else watch.result()
-        return fault or found or _describe_exit(status)
+        lost = self._lost.cause if self._lost is not None else None
+        return fault or found or lost or f"it {describe_exit(status)}"
 
     async def _watch(self, child: EngineChild, signs: VitalSigns) -> str:
         """Kills a process that is frozen or hung, and says why."""
@@ -272,6 +279,9 @@ class EngineSupervisor:
                 self._admit()
             case StartFailed():
                 self._start_failed = message
+            case Lost():
+                # Told before the process has ended and is reaped.
+                self._lost, self._last_cause = message, message.cause
 
     def _receive_step(self, output: StepOutput) -> None:
         self._statistics = output.statistics
@@ -321,10 +331,13 @@ class EngineSupervisor:
     def _account_for(self, cause: str) -> float | None:
         """After a death: ends who is to blame; seconds until the restart, or None to give up."""
         log.warning("engine died", model=self.model, cause=cause, running=len(self._running))
+        self._last_cause = cause
         suspicions = {name: running.suspicions for name, running in self._running.items()}
         for name in guilty(self._policy, suspicions):
             log.error("request ended: the engine died each time it ran", request=name)
-            message = f"The engine died {self._policy.suspicions} times while it ran this request ({cause})."
+            message = (
+                f"The engine died {self._policy.suspicions} times while it ran this request ({without_pids(cause)})."
+            )
             self._end(self._running[name], End(name, "error", message))
             self._deaths.clear()
         return restart_delay(self._policy, self._deaths)
@@ -333,7 +346,7 @@ class EngineSupervisor:
         where = f"Its own messages are in {self._log_file}." if self._log_file else "Its own messages are above."
         return EngineUnavailableError(
             f"The engine died {len(self._deaths)} times in a row without bringing a token",
-            f"The last time, {cause}.",
+            f"The last time, {without_pids(cause)}.",
             where,
         )
 
@@ -376,10 +389,3 @@ class EngineSupervisor:
 
 def _sums(earlier: object, now: object, names: Sequence[str]) -> dict[str, float]:
     return {name: getattr(earlier, name) + getattr(now, name) for name in names}
-
-
-def _describe_exit(status: int) -> str:
-    if status >= 0:
-        return f"it exited with status {status}"
-    name = signal.Signals(-status).name
-    return f"it was killed by {name}" + ("; the system does that when memory runs out" if name == "SIGKILL" else "")

@@ -1,4 +1,4 @@
-"""VitalSigns: judges from what an engine process sends whether it is alive, frozen or hung."""
+"""VitalSigns: judges from what a process of ours sends whether it is alive, frozen or hung."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class VitalLimits:
     """What counts as dead, in seconds.
 
     Attributes:
-        tick: how often the supervisor looks.
+        tick: how often somebody looks.
         silence: no message for this long, the heartbeat's included.
         starting_silence: the same before Ready: imports and loading may hold the interpreter's lock for long.
         step: a step may take this long in any case.
@@ -29,7 +29,7 @@ class VitalLimits:
 
 
 class VitalSigns:
-    """Of one engine process; fed with each message and asked each tick."""
+    """Of one process, an engine's or a rank's; fed with each message and asked each tick."""
 
     def __init__(self, limits: VitalLimits) -> None:
         self._limits = limits
@@ -40,15 +40,26 @@ class VitalSigns:
         self._longest_step = 0.0
 
     def heard(self, message: FromEngine) -> None:
+        """An engine has sent this."""
         self._silent = 0.0
         match message:
             case Ready(devices=devices):
-                self._silence_limit = self._limits.silence
-                self._step_limit = self._limits.cpu_step if "cpu" in devices else self._limits.step
+                self.ready("cpu" in devices)
             case Heartbeat(step_seconds=step):
-                if step < self._step:
-                    self._longest_step = max(self._longest_step, self._step)
-                self._step = step
+                self.beat(step)
+
+    def ready(self, on_cpu: bool) -> None:
+        """It has started: from now on it must not be silent for long. on_cpu: whether a rank computes on a CPU."""
+        self._silent = 0.0
+        self._silence_limit = self._limits.silence
+        self._step_limit = self._limits.cpu_step if on_cpu else self._limits.step
+
+    def beat(self, step_seconds: float) -> None:
+        """Its heart has beaten; its step has been running for so long, 0 between steps."""
+        self._silent = 0.0
+        if step_seconds < self._step:
+            self._longest_step = max(self._longest_step, self._step)
+        self._step = step_seconds
 
     def check(self, elapsed: float) -> str | None:
         """What is wrong, `elapsed` seconds after the last check; None while nothing is.

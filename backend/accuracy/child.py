@@ -13,8 +13,8 @@ from typing import BinaryIO
 import msgspec
 
 from backend.accuracy.messages import AccuracyRequest, Measured, Measuring, NotMeasured, send
-from backend.engine_process import die_with_parent
 from backend.errors import ShardwiseError
+from backend.parentage import die_with_parent
 
 PROGRESS_SECONDS = 0.1
 

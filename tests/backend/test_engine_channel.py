@@ -7,8 +7,9 @@ import threading
 
 import pytest
 
-from backend.engine_channel import MAX_UNSENT_BYTES, Outbox, receive_frame
-from backend.messages import MAX_FRAME_BYTES, Progress, from_engine_decoder
+from backend.engine_channel import MAX_UNSENT_BYTES, Outbox
+from backend.frames import MAX_FRAME_BYTES, receive_frame
+from backend.messages import Progress, from_engine_decoder
 
 FRAME_BYTES = 256 * 1024
 

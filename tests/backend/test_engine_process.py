@@ -16,10 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from backend.engine_channel import receive_frame
 from backend.engine_environment import engine_environment
 from backend.engine_settings import EngineSettings
 from backend.events import Token
+from backend.frames import receive_frame
 from backend.library.files import ModelFiles
 from backend.messages import (
     FromEngine,

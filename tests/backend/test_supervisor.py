@@ -260,3 +260,35 @@ async def test_stop_ends_a_frozen_engine_and_one_that_is_starting() -> None:
         kill(supervisor, signal.SIGSTOP)
     async with supervised(EngineOptions(start_seconds=30), ready=False) as supervisor:
         await until(lambda: supervisor.status().pid is not None, 5)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_rank_that_dies_or_freezes_costs_a_pause_and_is_named(how: signal.Signals) -> None:
+    async with supervised(EngineOptions(ranks=2)) as supervisor:
+        ranks = supervisor.status().ranks
+        assert [rank.rank for rank in ranks] == [0, 1]
+        answer = asyncio.create_task(collect(supervisor, request(tokens=200)))
+        await asyncio.sleep(0.2)
+        os.kill(ranks[1].pid, how)
+        await until(lambda: supervisor.status().state == "restarting", 30)
+        named = "was killed by SIGKILL" if how == signal.SIGKILL else "it gave no sign of life"
+        assert f"rank 1 (pid {ranks[1].pid})" in supervisor.status().error
+        assert named in supervisor.status().error
+        check_answer(await answer, PROMPT, 200)
+        assert supervisor.status().error == ""
+        assert not {rank.pid for rank in ranks} & {rank.pid for rank in supervisor.status().ranks}
+        assert not any(_runs(rank.pid) for rank in ranks)
+
+
+async def test_a_frozen_engine_takes_its_ranks_along() -> None:
+    async with supervised(EngineOptions(ranks=2)) as supervisor:
+        ranks = supervisor.status().ranks
+        answer = asyncio.create_task(collect(supervisor, request(tokens=100)))
+        await asyncio.sleep(0.1)
+        kill(supervisor, signal.SIGSTOP)
+        check_answer(await answer, PROMPT, 100)
+        assert not any(_runs(rank.pid) for rank in ranks)
+
+
+def _runs(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE

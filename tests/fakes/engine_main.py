@@ -10,48 +10,43 @@ from dataclasses import dataclass
 
 import msgspec
 
-from backend.batch import Batch, Sampled, Slice
+from backend.batch import Batch, Sampled
 from backend.engine import Engine
+from backend.engine_environment import worker_environment
 from backend.engine_process import Composed, OnProgress, main
 from backend.engine_settings import EngineSettings
 from backend.errors import BrokenModelError
+from backend.executor import Executor
 from backend.planner.plan import Plan
 from backend.scheduler import Scheduler
+from backend.workers.meeting import Meeting
+from backend.workers.ranked_executor import RankedExecutor
+from backend.workers.worker_messages import Load, Loaded
+from backend.workers.workers import Workers
 from kvcache.cache_manager import CacheManager
-from kvcache.layout import Keeps, LayerCache, build_layout
+from kvcache.layout import CacheLayout, build_layout
 from kvcache.transfer import TransferDone
-from tests.fakes.engine_options import EngineOptions, next_token
+from tests.fakes.engine_options import EngineOptions
+from tests.fakes.hashing import PAGES, HashingRank
 from tests.fakes.plans import plan
+from tests.fakes.rank_options import LAYERS, RankOptions
 
 MAX_CONTEXT = 4096
 STEP_TOKENS = 256
-PAGES = 1024
 
 
 class HashingExecutor:
-    """Answers with a hash of the tokens it was fed, as a model with a cache would see them: kept in pages."""
+    """A HashingRank in the engine's own process."""
 
     def __init__(self, options: EngineOptions, page_tokens: int) -> None:
         self._options = options
-        self._pages = [[0] * page_tokens for _ in range(PAGES)]
+        self._rank = HashingRank(page_tokens)
 
     def execute(self, batch: Batch) -> list[Sampled | None]:
         time.sleep(self._options.step_seconds)
-        results: list[Sampled | None] = []
-        for part in batch.slices:
-            if self._options.poison in part.tokens:
-                os.kill(os.getpid(), signal.SIGKILL)
-            fed = self._feed(part)
-            results.append(None if part.sample is None else Sampled(next_token(fed)))
-        return results
-
-    def _feed(self, part: Slice) -> list[int]:
-        """Writes the slice's tokens into its pages: all tokens up to its end."""
-        own = [self._pages[page] for page in part.spans[0].ids]
-        size = len(self._pages[0])
-        for position, token in enumerate(part.tokens, part.start):
-            own[position // size][position % size] = token
-        return [token for page in own for token in page][: part.start + len(part.tokens)]
+        if any(self._options.poison in part.tokens for part in batch.slices):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self._rank.execute(batch)
 
     def transfers_done(self, patience: float = 0.0) -> list[TransferDone]:
         return []
@@ -66,6 +61,7 @@ class ComposedForTest:
     plan: Plan
     weights_bytes: tuple[int, ...]
     devices: tuple[str, ...]
+    rank_pids: tuple[int, ...]
     max_context: int
     vocabulary: int
 
@@ -78,7 +74,7 @@ def compose(options: EngineOptions, settings: EngineSettings, on_progress: OnPro
     if options.crash_at_start:
         raise RuntimeError("a bug in start-up")
     on_progress("load", 100, 100)
-    layout = build_layout((LayerCache(Keeps.FULL, None, 1, 2, 2),), 4)
+    layout = build_layout(LAYERS, 4)
     made = plan(
         model=settings.files.name,
         dtype="float32",
@@ -90,8 +86,23 @@ def compose(options: EngineOptions, settings: EngineSettings, on_progress: OnPro
     scheduler = Scheduler(
         CacheManager(layout, PAGES), max_context=MAX_CONTEXT, max_sequences=16, step_tokens=STEP_TOKENS
     )
-    engine = Engine(scheduler, HashingExecutor(options, layout.groups[0].page_tokens), time.monotonic)
-    return ComposedForTest(engine, made, (1234,), ("cpu",), MAX_CONTEXT, 997)
+    executor, pids = compose_executor(options, settings, made, layout)
+    engine = Engine(scheduler, executor, time.monotonic)
+    return ComposedForTest(engine, made, (1234,) * len(pids), ("cpu",) * len(pids), pids, MAX_CONTEXT, 997)
+
+
+def compose_executor(
+    options: EngineOptions, settings: EngineSettings, made: Plan, layout: CacheLayout
+) -> tuple[Executor, tuple[int, ...]]:
+    """The executor, with ranks in processes of their own where the options want some, and the ranks' processes."""
+    if options.ranks == 0:
+        return HashingExecutor(options, layout.groups[0].page_tokens), (os.getpid(),)
+    command = RankOptions(step_seconds=options.step_seconds).command()
+    workers = Workers.spawn(options.ranks, command, worker_environment(settings, options.ranks, os.environ))
+    orders = [Load(settings, made, rank, LAYERS, Meeting("", "")) for rank in range(options.ranks)]
+    workers.prepare(orders, Loaded, lambda rank, loading: None)
+    workers.ready(on_cpu=True)
+    return RankedExecutor(workers), workers.pids
 
 
 if __name__ == "__main__":

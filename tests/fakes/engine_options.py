@@ -8,13 +8,17 @@ import msgspec
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """`poison`: a prompt token that kills the process when it is computed. Times in seconds."""
+    """`poison`: a prompt token that kills the process when it is computed; `ranks`: how many have their own processes.
+
+    Times in seconds.
+    """
 
     start_seconds: float = 0.0
     start_error: str = ""
     crash_at_start: bool = False
     step_seconds: float = 0.005
     poison: int | None = None
+    ranks: int = 0
 
     def command(self) -> tuple[str, ...]:
         """What EngineSupervisor's `command` has to be."""

@@ -11,6 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from app.rest.context import RestContext
 from backend.engine_client import EngineStatus
+from backend.exit_status import without_pids
 
 # The worst state of the main engine's and the others' is not the server's: it serves while the main one does.
 _KNOWN_STATES = ("starting", "ready", "restarting", "draining", "failed")
@@ -71,5 +72,5 @@ def _engine(status: EngineStatus, own: bool) -> dict[str, Any]:
         "ranks": ranks,
         "stages": stages,
         "restarts": status.restarts,
-        "error": status.error,
+        "error": status.error if own else without_pids(status.error),
     }

@@ -1,0 +1,131 @@
+"""ModelRank: one rank of a real model in its worker process: its share of the weights, its pages, its group."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from backend.batch import Batch, Sampled
+from backend.compose_engine import PROCESSOR_WARM_UP, load_served
+from backend.library.files import ModelFiles
+from backend.parallel.group import Group
+from backend.planner.decide import PAGE_TOKENS
+from backend.planner.model_facts import ModelFacts
+from backend.planner.plan import Plan
+from backend.runner import Runner
+from backend.surgery.describe import describe
+from backend.surgery.load import read_config
+from backend.workers.near_processors import stay_near
+from backend.workers.rank_work import OnProgress
+from backend.workers.worker_messages import Load, Loaded
+from kvcache.layout import build_layout, rank_layout
+from kvcache.tiers.host import HostTier
+from kvcache.transfer import PageKey, TransferDone
+from quant.kv_format import parse_kv_formats
+
+
+class CountedGroup:
+    """A group that counts the collectives it has begun."""
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self.rank, self.size = group.rank, group.size
+        self.begun = 0
+
+    def all_reduce(self, x: Tensor) -> None:
+        self.begun += 1
+        self._group.all_reduce(x)
+
+    def gather(self, x: Tensor) -> Tensor | None:
+        self.begun += 1
+        return self._group.gather(x)
+
+    def close(self) -> None:
+        self._group.close()
+
+
+class ModelRank:
+    """A RankWork."""
+
+    def __init__(self) -> None:
+        self._group: CountedGroup | None = None
+        self._runner: Runner | None = None
+        self._warm_up_tokens = 1
+        self.groups = 0
+
+    @property
+    def collectives(self) -> int:
+        return 0 if self._group is None else self._group.begun
+
+    def describe(self, files: ModelFiles) -> ModelFacts:
+        return describe(read_config(files))
+
+    def load(self, order: Load, on_progress: OnProgress) -> Loaded:
+        plan, settings = order.plan, order.settings
+        device = _take_device(plan, order.rank)
+        if len(plan.ranks) > 1:
+            self._group = CountedGroup(_open_group(order, device))
+        model, team = load_served(settings, plan, on_progress, order.rank, self._group)
+        whole = build_layout(order.layers, model.dtype.itemsize, PAGE_TOKENS, parse_kv_formats(plan.kv_format))
+        layout = rank_layout(whole, model.facts.layers)
+        runner = self._runner = Runner(model, layout, plan.pages, team, samples=order.rank == 0)
+        self.groups = len(layout.groups)
+        runner.attach_tiers(HostTier(plan.host_pages, layout.page_bytes, device) if plan.host_pages else None, None)
+        self._warm_up_tokens = PROCESSOR_WARM_UP if device.type == "cpu" else plan.step_tokens
+        return Loaded(
+            device=str(device),
+            weights_bytes=model.weights_bytes,
+            kernel_orders=runner.kernel_orders,
+            recompute_lengths=model.recompute_lengths,
+            scaled_past=model.scaled_past,
+        )
+
+    def warm_up(self, on_progress: OnProgress) -> None:
+        on_progress("warm up", 0, 0)
+        self._loaded.warm_up(self._warm_up_tokens)
+        # A full collection over all that loading left behind would stop a request for a third of a second.
+        gc.collect()
+        gc.freeze()
+
+    def execute(self, batch: Batch) -> list[Sampled | None]:
+        return self._loaded.execute(batch)
+
+    def transfers_done(self, patience: float) -> list[TransferDone]:
+        return self._loaded.transfers_done(patience)
+
+    def touch(self, keys: Sequence[PageKey]) -> None:
+        """There is no disk tier yet where several ranks compute."""
+
+    @property
+    def _loaded(self) -> Runner:
+        if self._runner is None:
+            raise RuntimeError("the rank has not been loaded")
+        return self._runner
+
+
+def _take_device(plan: Plan, rank: int) -> torch.device:
+    """Makes the rank's device this process' own, before anything on it is begun."""
+    own = plan.ranks[rank]
+    device = torch.device(own.device)
+    if device.type == "cuda":
+        # Read when CUDA and NCCL begin, which they have not yet.
+        if plan.visible_gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(plan.visible_gpus)
+        if not plan.peer_writes:
+            os.environ["NCCL_P2P_DISABLE"] = "1"
+        torch.cuda.set_device(device)
+    if own.numa_node is not None:
+        stay_near(own.numa_node)
+    return device
+
+
+def _open_group(order: Load, device: torch.device) -> Group:
+    from backend.parallel.open_group import open_group
+
+    folder = Path(order.meeting.folder)
+    return open_group(order.rank, len(order.plan.ranks), device, folder, generation=order.meeting.generation)
