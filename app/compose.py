@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from starlette.types import ASGIApp
@@ -18,6 +20,7 @@ from app.serve import ServerProcess, run_server, say
 from app.settings import ServerSettings
 from backend.chat_template import ChatRenderer
 from backend.errors import ModelNotFoundError
+from backend.hardware.gpu_watch import GpuWatch
 from backend.library.files import ModelFiles
 from backend.library.resolve import pull, resolve
 from backend.supervisor import ENGINE_COMMAND, EngineSupervisor
@@ -78,14 +81,16 @@ def compose_server(
     )
     engine = settings.engine(files, cache_secret)
     supervisor = EngineSupervisor(engine, command=engine_command, log_file=engine_log)
-    renderer = ChatRenderer()
+    renderer, watch = ChatRenderer(), GpuWatch()
 
     def build() -> ASGIApp:
         # FastAPI and the tokenizer take a second to import: the engine's start does not wait for them.
         from app.rest.served import served_engine
         from app.rest.server import create_app
 
-        return create_app({files.name: served_engine(supervisor, files, renderer)}, keys, rest, cache_secret)
+        return create_app(
+            {files.name: served_engine(supervisor, files, renderer)}, keys, rest, cache_secret, lambda: watch.reading
+        )
 
     return ServerProcess(
         {files.name: supervisor},
@@ -93,9 +98,14 @@ def compose_server(
         listener,
         settings.drain_timeout,
         say,
-        prepare=renderer.warm_up,
-        close=renderer.close,
+        prepare=partial(_all, renderer.warm_up, watch.start),
+        close=partial(_all, renderer.close, watch.close),
     )
+
+
+async def _all(*calls: Callable[[], Awaitable[None]]) -> None:
+    """Makes these calls beside each other."""
+    await asyncio.gather(*(call() for call in calls))
 
 
 def find_model(name: str) -> ModelFiles:

@@ -89,7 +89,11 @@ class ServerSettings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Type of weights and activations; auto is bfloat16 where the device is fast at it."
     )
-    tp: AutoCount = Field(None, description="GPUs that share each layer (tensor parallelism); auto or 1.")
+    tp: AutoCount = Field(
+        None,
+        description="GPUs that share each layer (tensor parallelism), or processes on a CPU; auto takes as many GPUs "
+        "as answer fastest, and one process.",
+    )
     pp: AutoCount = Field(None, description="Stages that the layers are spread over; auto or 1.")
     weights: str = Field("model", description="Weight format; model keeps the one of the files.")
     kv_format: Annotated[str, BeforeValidator(_formats)] = Field(
@@ -99,7 +103,7 @@ class ServerSettings(BaseSettings):
     )
     max_context: AutoCount = Field(None, description="Most tokens of one chat, prompt and answer together.")
     max_sequences: AutoCount = Field(None, description="Most requests that are computed at the same time.")
-    kv_pool: AutoSize = Field(None, description="Memory for keys and values, such as 4GiB.")
+    kv_pool: AutoSize = Field(None, description="Memory for keys and values over all GPUs, such as 4GiB.")
     host_cache: AutoTierSize = Field(
         None, description="Host memory for pages that left the pool, such as 16GiB; 0 for none of it."
     )
@@ -117,7 +121,11 @@ class ServerSettings(BaseSettings):
     drain_timeout: float = Field(
         60.0, ge=0, le=86400, description="Seconds that running answers get to finish when the server stops."
     )
-    experts: str = Field("auto", description="How experts are spread over GPUs; only auto in this version.")
+    experts: Literal["auto", "tensor", "expert"] = Field(
+        "auto",
+        description="What each GPU has of a mixture model's experts: tensor is a slice of each, expert is whole ones, "
+        "auto takes slices as long as they are wide enough.",
+    )
     fallback: str | None = Field(None, description="A second, smaller model; not in this version.")
 
     @classmethod
@@ -153,14 +161,14 @@ class ServerSettings(BaseSettings):
             cache_secret=cache_secret,
             step_tokens=self.step_tokens,
             threads=self.threads,
+            tensor_parallel=self.tp,
+            experts=self.experts,
         )
 
 
 AVAILABLE: dict[str, tuple[object, ...]] = {
-    "tp": (None, 1),
     "pp": (None, 1),
     "weights": ("model",),
-    "experts": ("auto",),
     "fallback": (None,),
 }
 

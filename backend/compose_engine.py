@@ -14,6 +14,8 @@ from backend.compose_tiers import compose_tiers
 from backend.engine import Engine
 from backend.engine_settings import EngineSettings
 from backend.hardware.machine import Machine, read_machine
+from backend.hardware.peer_probe import probed
+from backend.hardware.visible_gpus import show_gpus
 from backend.library.checks import check
 from backend.planner.decide import PAGE_TOKENS, decide
 from backend.planner.model_facts import ModelFacts
@@ -66,7 +68,7 @@ def _planned(settings: EngineSettings) -> _Planned:
     from backend.surgery.load import read_config
 
     check(settings.files)
-    facts, machine = describe(read_config(settings.files)), read_machine()
+    facts, machine = describe(read_config(settings.files)), probed(read_machine())
     plan = decide(settings, facts, machine)
     if settings.kv_format != "auto":
         return _Planned(facts, machine, plan, unmeasured=False)
@@ -82,6 +84,7 @@ def load_served(settings: EngineSettings, plan: Plan, on_progress: OnProgress) -
     Raises:
         ShardwiseError: a file that turns out broken while it is read.
     """
+    show_gpus(plan.visible_gpus)
     import torch
 
     from backend.surgery.load import load_model

@@ -26,7 +26,9 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
         max_sequences: most sequences computed in one step.
         kv_pool: bytes of the page pool.
         step_tokens: token budget of one step.
-        threads: compute threads on a CPU device.
+        threads: compute threads on a CPU device, all ranks' together.
+        tensor_parallel: ranks that share each layer.
+        experts: whether each of these has a slice of every expert, or whole experts.
     """
 
     files: ModelFiles
@@ -43,6 +45,8 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
     cache_secret: bytes = b""
     step_tokens: int | None = None
     threads: int | None = None
+    tensor_parallel: int | None = None
+    experts: Literal["auto", "tensor", "expert"] = "auto"
 
     def __repr__(self) -> str:
         """Without the secret: this ends up in logs and tracebacks."""

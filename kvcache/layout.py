@@ -17,6 +17,9 @@ from enum import Enum
 
 from quant.kv_format import KVFormats
 
+# Bytes to which pages of a rank's share are aligned.
+_ALIGNMENT = 16
+
 
 class Keeps(Enum):
     """What a layer's cache keeps.
@@ -153,6 +156,30 @@ def build_layout(
             replace(group, page_tokens=_power_of_two_within(page_bytes // plain.token_bytes(group))) for group in groups
         ),
     )
+
+
+def rank_layout(layout: CacheLayout, layers: tuple[LayerCache, ...]) -> CacheLayout:
+    """The layout of a rank that keeps only its share of the heads: groups, slots and page_tokens of the whole model's.
+
+    So page ids and tables are equal on all ranks, and a page of a rank is as large as its heads make it, rounded up so
+    that elements of every format stay aligned. `layers` are the rank's own, by slot. Raises ValueError where they
+    differ from the model's in more than the count of heads, or within a group.
+    """
+    own = tuple(replace(group, layer=_share(group, layers)) for group in layout.groups)
+    share = replace(layout, groups=own)
+    used = max(group.page_tokens * share.token_bytes(group) for group in own)
+    return replace(share, page_bytes=-(-used // _ALIGNMENT) * _ALIGNMENT)
+
+
+def _share(group: CacheGroup, layers: tuple[LayerCache, ...]) -> LayerCache:
+    """What each layer of the group keeps on a rank."""
+    found = {layers[slot] for slot in group.slots}
+    if len(found) != 1:
+        raise ValueError(f"layers {group.slots} share pages, and keep unlike shares on a rank: {found}")
+    layer = found.pop()
+    if replace(layer, kv_heads=group.layer.kv_heads) != group.layer:
+        raise ValueError(f"a rank's share of {group.layer} cannot be {layer}")
+    return layer
 
 
 def _layer_bytes(layer: LayerCache, formats: KVFormats, model_bytes: int) -> int:

@@ -22,6 +22,7 @@ from app.doctor.software_findings import (
 from app.doctor.stage_lines import shown_stages
 from app.runtime_file import runtime_folder
 from backend.hardware.machine import Machine, read_machine
+from backend.hardware.peer_probe import probed
 from backend.library.catalogue import catalogue
 from backend.library.locations import cache_home
 from backend.planner.target import choose_dtype, choose_target
@@ -48,7 +49,7 @@ def doctor(
     if kv is not None:
         _show_accuracy(kv, kv_context, seconds, json)
         return
-    machine = read_machine()
+    machine = probed(read_machine())
     found = findings(machine, port)
     serves = all(finding.status != "failure" for finding in found)
     if json:
@@ -99,7 +100,7 @@ def _computed(machine: Machine, asked: str) -> list[Finding]:
     """The self-test on the device that a plan would take, in the dtype that follows."""
     target = choose_target(asked, machine)
     dtype, _ = choose_dtype("auto", target)
-    report = compute_report(self_test_command(target.device, dtype))
+    report = compute_report(self_test_command(target.device, dtype, [gpu.uuid for gpu in machine.gpus]))
     return compute_findings(report, machine, target.device, dtype)
 
 

@@ -30,7 +30,8 @@ def serve(
     port: Annotated[str | None, _option("port", "PORT")] = None,
     device: Annotated[str | None, _option("device", "auto|cuda|cpu")] = None,
     dtype: Annotated[str | None, _option("dtype", "auto|float32|bfloat16|float16")] = None,
-    tp: Annotated[str | None, _option("tp", "auto|1")] = None,
+    tp: Annotated[str | None, _option("tp", "auto|COUNT")] = None,
+    experts: Annotated[str | None, _option("experts", "auto|tensor|expert")] = None,
     pp: Annotated[str | None, _option("pp", "auto|1")] = None,
     weights: Annotated[str | None, _option("weights", "model")] = None,
     kv_format: Annotated[str | None, _option("kv_format", "model|fp8|int8|k=F,v=F|auto")] = None,
@@ -48,7 +49,6 @@ def serve(
     require_key: Annotated[
         bool | None, typer.Option("--require-key", help=describe("require_key"), show_default=False)
     ] = None,
-    experts: Annotated[str | None, _option("experts", hidden=True)] = None,
     fallback: Annotated[str | None, _option("fallback", hidden=True)] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print how it would be served, and stop.")] = False,
 ) -> None:

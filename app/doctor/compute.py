@@ -1,12 +1,14 @@
 """A short self-test of torch, run as a script of its own: prints one JSON object, and may crash without harm.
 
 It imports nothing of ours, so that it runs whatever else is broken, and `shardwise doctor` need not load
-torch. Arguments: the device and the dtype to multiply in, as torch names them.
+torch. Arguments: the device and the dtype to multiply in, as torch names them, and the uuids of the GPUs among which
+the device's number counts.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from typing import Any
@@ -49,4 +51,6 @@ def multiply(device: str, dtype: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    if sys.argv[3:]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(sys.argv[3:])
     print(json.dumps(describe(sys.argv[1], sys.argv[2])))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from app.doctor.finding import Finding
+from app.doctor.gpu_findings import gpu_findings
+from backend.hardware.gpu import Gpu
 from backend.hardware.machine import Machine
-from backend.hardware.nvml import Gpu
 from backend.planner.units import human_bytes
 
 # The starter model with its pages; less cannot serve anything of use.
@@ -12,7 +13,7 @@ _LEAST_MEMORY = 2 << 30
 
 
 def hardware_findings(machine: Machine) -> list[Finding]:
-    return [_cpu(machine), _memory(machine), *_gpus(machine)]
+    return [_cpu(machine), _memory(machine), *_gpus(machine), *gpu_findings(machine)]
 
 
 def _cpu(machine: Machine) -> Finding:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,12 @@ def python_finding() -> Finding:
     return Finding("python", "ok", f"Python {platform.python_version()} on {platform.platform()}.")
 
 
-def self_test_command(device: str, dtype: str) -> tuple[str, ...]:
-    """The self-test's command line: by path, because a person's own folder may have a package `app`."""
-    return (sys.executable, "-P", str(Path(__file__).with_name("compute.py")), device, dtype)
+def self_test_command(device: str, dtype: str, gpus: Sequence[str] = ()) -> tuple[str, ...]:
+    """The self-test's command line: by path, because a person's own folder may have a package `app`.
+
+    gpus: uuids of those among which the device's number counts.
+    """
+    return (sys.executable, "-P", str(Path(__file__).with_name("compute.py")), device, dtype, *gpus)
 
 
 def compute_report(command: tuple[str, ...], timeout: float = _TIMEOUT) -> ComputeReport | str:

@@ -16,8 +16,10 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from app.rest.cache_metrics import cache_metrics
+from app.rest.gpu_metrics import gpu_metrics
 from backend.engine_client import EngineClient
 from backend.events import EngineStatistics
+from backend.hardware.gpu import GpuReading
 
 _FIRST = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0)
 _FIRST += (80.0, 160.0, 640.0, 2560.0)
@@ -98,8 +100,11 @@ _COUNTERS: tuple[tuple[str, str, Callable[[EngineStatistics], float]], ...] = (
 class RestMetrics(Collector):
     """All models' metrics, in a registry of their own."""
 
-    def __init__(self, engines: Mapping[str, EngineClient]) -> None:
-        self._engines = dict(engines)
+    def __init__(
+        self, engines: Mapping[str, EngineClient], gpus: Callable[[], GpuReading | None] = lambda: None
+    ) -> None:
+        """gpus: tells how they are now, or None where nobody knows."""
+        self._engines, self._gpus = dict(engines), gpus
         self._models = {name: ModelMetrics() for name in engines}
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -128,6 +133,7 @@ class RestMetrics(Collector):
             yield counter
         yield from cache_metrics({name: snapshot.cache for name, snapshot in statistics.items()})
         yield from self._own()
+        yield from gpu_metrics(self._gpus())
 
     def _own(self) -> Iterable[Metric]:
         restarts = CounterMetricFamily("shardwise:restarts", "Restarts of the engine", labels=["model_name"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI
@@ -23,6 +23,7 @@ from app.rest.routes.tokenize import tokenize_router
 from app.rest.served import ServedEngine, ServedModels
 from app.rest.settings import RestSettings
 from app.rest.sse import Places
+from backend.hardware.gpu import GpuReading
 
 
 def create_app(
@@ -30,10 +31,12 @@ def create_app(
     keys: KeyStore,
     settings: RestSettings | None = None,
     cache_secret: bytes = b"",
+    gpus: Callable[[], GpuReading | None] = lambda: None,
 ) -> FastAPI:
     """The endpoint over engines by model name, the main one first.
 
     The engines are started, drained and stopped by the caller. `cache_secret` separates the cached pages of API keys.
+    `gpus` tells how the GPUs are now, for metrics.
     """
     settings = settings or RestSettings()
     app = FastAPI(
@@ -46,7 +49,7 @@ def create_app(
         responses={400: {"description": "The request is refused; the body has OpenAI's error shape."}},
     )
     models = ServedModels(engines)
-    metrics = RestMetrics({name: served.engine for name, served in models})
+    metrics = RestMetrics({name: served.engine for name, served in models}, gpus)
     context = RestContext(models, metrics, settings, Places(settings.active_answers), _version(), cache_secret)
     for make in (chat_router, completions_router, models_router, tokenize_router, status_router, cache_router):
         app.include_router(make(context))

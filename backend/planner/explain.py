@@ -11,7 +11,7 @@ def explain(plan: Plan) -> str:
     rows = [
         ("model", f"{plan.model} ({plan.architecture})"),
         ("devices", ", ".join(rank.device for rank in plan.ranks)),
-        ("parallel", f"tensor {plan.tensor_parallel}, stages {plan.pipeline_stages}"),
+        ("parallel", f"tensor {plan.tensor_parallel}, stages {plan.pipeline_stages}, experts {plan.experts}"),
         ("dtype", plan.dtype),
         ("formats", f"weights {plan.weight_format}, kv {plan.kv_format}"),
         ("context", f"{plan.max_context:,} tokens"),
@@ -28,7 +28,7 @@ def explain(plan: Plan) -> str:
     ]
     lines = [f"{name:<10} {value}" for name, value in rows]
     for rank in plan.ranks:
-        lines += ["", *_memory_lines(rank)]
+        lines += ["", *_memory_lines(rank, plan)]
     return "\n".join([*lines, "", "why", *(f"  - {reason}" for reason in plan.reasons)])
 
 
@@ -38,10 +38,19 @@ def _host(plan: Plan) -> str:
     return f"{plan.host_pages:,} pages, {human_bytes(plan.host_pages * plan.page_bytes)}"
 
 
-def _memory_lines(rank: Rank) -> list[str]:
+def _memory_lines(rank: Rank, plan: Plan) -> list[str]:
     total = sum(term.bytes for term in rank.memory)
     terms = [(term.name, term.bytes) for term in rank.memory] + [("total", total)]
     return [
-        f"memory of rank {rank.rank} on {rank.device}",
+        f"memory of rank {rank.rank} on {rank.device}{_parts(rank, plan)}",
         *(f"  {name:<12} {human_bytes(count):>10}" for name, count in terms),
     ]
+
+
+def _parts(rank: Rank, plan: Plan) -> str:
+    """What a rank of several has of the model."""
+    if len(plan.ranks) == 1:
+        return ""
+    attention = rank.attention / sum(one.attention for one in plan.ranks)
+    mlp = rank.mlp / sum(one.mlp for one in plan.ranks)
+    return f", with {attention:.1%} of attention, {mlp:.1%} of the rest, {human_bytes(rank.page_bytes)} of a page"

@@ -15,6 +15,11 @@ LIBRARIES_CPU = 700 * _MIB
 # On the device: the CUDA context, the libraries' workspaces, and what torch's allocator keeps between
 # tensors.
 LIBRARIES_CUDA = 900 * _MIB
+# What NCCL and its kin hold on a GPU beside that. vLLM's logs tell 1.8 GiB more for two H100 than for one, whose switch
+# adds up in memory of its own, and 0.1 to 0.4 GiB for RTX 4090, A100 and L40S.
+_COMMUNICATION_SWITCH, _COMMUNICATION = 1850 * _MIB, 400 * _MIB
+# What Gloo holds of a process beside the message.
+_COMMUNICATION_CPU = 16 * _MIB
 # The sampler's temporaries: bytes per logit of a block of rows, and the most logits in a block on a GPU.
 _SAMPLER_BYTES, _SAMPLER_LOGITS = 24, 1 << 24
 
@@ -23,8 +28,21 @@ def weights_bytes(facts: ModelFacts, dtype: str) -> int:
     return facts.parameters * ELEMENT_BYTES[dtype]
 
 
-def activation_bytes(facts: ModelFacts, dtype: str, step_tokens: int, max_sequences: int, cuda: bool) -> int:
-    """The peak of one step.
+def communication_bytes(hidden: int, dtype: str, step_tokens: int, cuda: bool, switched: bool) -> int:
+    """What a rank of several holds for adding up and for one message of a full step.
+
+    switched: the GPUs are joined by a switch that adds up itself (NVSwitch from compute capability 9.0 on).
+    """
+    message = step_tokens * hidden * ELEMENT_BYTES[dtype]
+    if not cuda:
+        return _COMMUNICATION_CPU + message
+    return (_COMMUNICATION_SWITCH if switched else _COMMUNICATION) + message
+
+
+def activation_bytes(
+    facts: ModelFacts, dtype: str, step_tokens: int, max_sequences: int, cuda: bool, samples: bool = True
+) -> int:
+    """The peak of one step; `samples` says whether this rank chooses the tokens.
 
     Per token of the step, in the dtype: the MLP's gate, up and product, six copies of the hidden state
     (residual, norms, in and out), and the query with the attention's output. Per sequence: its logits in the
@@ -37,6 +55,8 @@ def activation_bytes(facts: ModelFacts, dtype: str, step_tokens: int, max_sequen
     element = ELEMENT_BYTES[dtype]
     per_token = (3 * facts.intermediate + 6 * facts.hidden + query) * element
     logits = max_sequences * facts.vocabulary
+    if not samples:
+        return step_tokens * per_token + logits * element
     sampled = min(logits, max(_SAMPLER_LOGITS, facts.vocabulary)) if cuda else facts.vocabulary
     return step_tokens * per_token + logits * (4 + element) + sampled * _SAMPLER_BYTES
 

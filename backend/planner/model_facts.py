@@ -8,8 +8,25 @@ from kvcache.layout import LayerCache
 
 
 @dataclass(frozen=True, slots=True)
+class Columns:
+    """MLPs of one width, all layers together: `parameters` that are divided by the MLP's columns."""
+
+    width: int
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertColumns:
+    """Experts of one count and width, all layers together: divided by their columns, or as whole experts."""
+
+    count: int
+    width: int
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """Dimensions of a model.
+    """Dimensions of a model, or of one rank's share of it.
 
     Attributes:
         architecture: transformers' class name, such as LlamaForCausalLM.
@@ -19,6 +36,12 @@ class ModelFacts:
         max_positions: positions the model was made for.
         parameters: parameter count as stored (tied embeddings once).
         native_dtype: the dtype its config names.
+        query_parameters, key_parameters: of each attention layer, those that are divided with its query heads (the
+            output projection included), and with its KV heads.
+        columns, experts: the parameters of MLPs and of experts.
+        vocabulary_parameters: of the embedding and the output layer, divided by the vocabulary.
+        output_parameters: of these, the output layer's, which every step reads; all of them where it is the embedding.
+        active_experts: experts that a token passes in a layer; 0 without experts.
     """
 
     architecture: str
@@ -30,3 +53,24 @@ class ModelFacts:
     max_positions: int
     parameters: int
     native_dtype: str
+    query_parameters: tuple[int, ...] = ()
+    key_parameters: tuple[int, ...] = ()
+    columns: tuple[Columns, ...] = ()
+    experts: tuple[ExpertColumns, ...] = ()
+    vocabulary_parameters: int = 0
+    output_parameters: int = 0
+    active_experts: int = 0
+
+    @property
+    def attention_parameters(self) -> int:
+        return sum(self.query_parameters) + sum(self.key_parameters)
+
+    @property
+    def expert_parameters(self) -> int:
+        return sum(part.parameters for part in self.experts)
+
+    @property
+    def replicated_parameters(self) -> int:
+        """What every rank holds whole: norms, routers, the projections to latents, and what nothing is known of."""
+        divided = sum(part.parameters for part in self.columns) + self.vocabulary_parameters
+        return self.parameters - self.attention_parameters - self.expert_parameters - divided

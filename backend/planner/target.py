@@ -1,12 +1,13 @@
-"""Target: the device that a rank gets, and the dtype that follows from it; what it holds is `decide`'s."""
+"""Target: a device that ranks may get, and the dtype that follows from it; which they get is `ranks`'."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from backend.errors import SettingError
+from backend.hardware.gpu import Gpu
 from backend.hardware.machine import Machine
-from backend.hardware.nvml import Gpu
 from backend.planner.units import human_bytes
 
 # Shares of the memory that is free now: the rest is for fragments, and for what others take while we run.
@@ -48,7 +49,9 @@ def choose_target(device: str, machine: Machine) -> Target:
     if device == "cuda" and not machine.gpus:
         raise SettingError(
             "--device cuda needs an NVIDIA GPU.",
-            machine.gpu_problem or "No NVIDIA driver, or no GPU that CUDA shows to this process, was found.",
+            " ".join(fault.what for fault in machine.left_out)
+            or machine.gpu_problem
+            or "No NVIDIA driver, or no GPU that CUDA shows to this process, was found.",
             "Use --device cpu, or run `shardwise doctor`.",
         )
     if device == "cpu" or not machine.gpus:
@@ -69,6 +72,16 @@ def _cpu_target(asked: str, machine: Machine) -> Target:
         native_bfloat16=machine.cpu.native_bfloat16,
         reason=f"The CPU computes, because {why}.",
     )
+
+
+def gpu_targets(machine: Machine, numbers: Iterable[int]) -> tuple[Target, ...]:
+    """The GPUs at these positions of `Machine.gpus`."""
+    return tuple(_gpu_target(number, machine.gpus[number], len(machine.gpus)) for number in numbers)
+
+
+def cpu_targets(cpu: Target, ranks: int) -> tuple[Target, ...]:
+    """The processor for each of several ranks, which share its memory."""
+    return (cpu,) * ranks
 
 
 def _gpu_target(number: int, gpu: Gpu, count: int) -> Target:

@@ -37,6 +37,7 @@ class Cuts:
         summed: linear layers whose outputs the ranks have to add up.
         heads: by attention module: the rank's heads; a module that is not named computes all of them on every rank.
         whole: attention modules that could not be divided.
+        batched: by module of experts that compute every token: the cuts of its parameters.
         holders: of tensors that belong to KV heads: how many ranks hold this rank's part.
     """
 
@@ -46,6 +47,7 @@ class Cuts:
     heads: dict[str, HeadShare] = field(default_factory=dict)
     whole: list[str] = field(default_factory=list)
     holders: dict[str, int] = field(default_factory=dict)
+    batched: dict[str, dict[str, Cut]] = field(default_factory=dict)
 
 
 def find_cuts(record: FlowRecord, traced: Traced, division: Division) -> Cuts:

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from backend.planner.model_facts import ModelFacts
 from backend.surgery.build import build_for_trace
 from backend.surgery.latent_probe import LatentProbe
+from backend.surgery.parameter_parts import parameter_parts
 from backend.surgery.refusal import unsupported
 from backend.surgery.rope import RopeLengths, replace_rope
 from backend.surgery.trace import Traced, trace
@@ -66,6 +67,8 @@ def trace_model(config: PreTrainedConfig) -> tuple[ModelFacts, Traced]:
         max_positions=getattr(text, "max_position_embeddings", None) or 2048,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         native_dtype=str(config.dtype or "float32").removeprefix("torch."),
+        active_experts=_active_experts(text),
+        **parameter_parts(model, traced.layers).facts(),
     )
     return facts, traced
 
@@ -98,7 +101,14 @@ def _intermediate(text: Any) -> int:
     dense = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
     dense = max(dense) if isinstance(dense, list | tuple) else dense
     width = getattr(text, "moe_intermediate_size", None)
-    active = getattr(text, "num_experts_per_tok", None) or 1
+    active = _active_experts(text) or 1
     if width is None:
         return dense * active
     return max(dense, width * active)
+
+
+def _active_experts(text: Any) -> int:
+    """Experts that a token passes in a layer, as the families name it; 0 where there are none."""
+    names = ("num_experts_per_tok", "experts_per_token", "moe_topk", "moe_top_k", "top_k_experts", "moe_k")
+    found = (getattr(text, name, None) for name in names)
+    return max((one for one in found if isinstance(one, int)), default=0)

@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from backend.errors import UnsupportedModelError
 from backend.parallel.division import MULTIPLE, Division, divide
 from backend.parallel.group import Group
+from backend.surgery.batched_experts import BatchedExperts, adds_up, batched_experts, columns_of
 from backend.surgery.build import build
 from backend.surgery.cut import check_same, cut_model, replace_parameters, zeros_elsewhere
 from backend.surgery.cuts import Cut, Cuts, find_cuts
@@ -25,6 +26,7 @@ from backend.surgery.divided import DividedRMSNorm, add_up, divide_vocabulary
 from backend.surgery.expert_shares import are_experts, narrow_experts
 from backend.surgery.flow import FlowModel
 from backend.surgery.norm import rms_norm
+from backend.surgery.own_experts import adopt_experts
 from backend.surgery.trace import Traced
 
 
@@ -58,8 +60,11 @@ def divide_model(
     parts = _vocabulary(model, division)
     tensors = cuts.tensors | _vocabulary_cuts(model, parts, division.rank) | _divide_experts(model, division, group)
     widths = {name: module.weight.shape[0] for name, module in _cut_norms(model, cuts)}
+    tensors |= {f"{path}.{name}": cut for path, own in cuts.batched.items() for name, cut in own.items()}
     own = cut_model(model, traced, cuts)
     replace_parameters(model, {name: cut for name, cut in tensors.items() if name not in cuts.tensors})
+    for path in cuts.batched:
+        model.set_submodule(path, BatchedExperts(model.get_submodule(path), group))
     for name, width in widths.items():
         norm = rms_norm(model.get_submodule(name))
         if norm is not None and norm.weight.shape[0] < width:
@@ -78,8 +83,10 @@ def checked_cuts(config: PreTrainedConfig, traced: Traced, division: Division) -
     """The cuts for one rank, tried out on a model of its own."""
     try:
         flow = FlowModel(build(deepcopy(config), torch.float32), traced)
+        batched = {path: columns_of(module, division) for path, module in _batched(flow.model)}
         whole = flow.run()
         cuts = find_cuts(whole, traced, division)
+        cuts.batched = batched
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, NotImplementedError) as error:
         raise _undividable(config, division, f"its forward pass cannot be followed ({_line(error)})") from error
     try:
@@ -93,6 +100,17 @@ def checked_cuts(config: PreTrainedConfig, traced: Traced, division: Division) -
     if wrong:
         raise _undividable(config, division, f"{wrong[0]} computes something else on a part of its heads or columns")
     return cuts
+
+
+def _batched(model: PreTrainedModel) -> list[tuple[str, Any]]:
+    """Experts that compute every token, in modules of a flow's model that only add them up."""
+    found: list[tuple[str, Any]] = []
+    for path, module in model.named_modules():
+        if batched_experts(module):
+            around = model.get_submodule(path.rpartition(".")[0])
+            if adds_up(around, module, module.gate_up_proj.shape[1]):  # pyright: ignore
+                found.append((path, module))
+    return found
 
 
 def _undividable(config: PreTrainedConfig, division: Division, why: str) -> UnsupportedModelError:
@@ -118,7 +136,7 @@ def _divide_experts(model: nn.Module, division: Division, group: Group) -> dict[
     cuts: dict[str, Cut] = {}
     module: Any
     for path, module in model.named_modules():
-        if are_experts(module):
+        if are_experts(module) or adopt_experts(module):
             slices = narrow_experts(module, division, group)
             module.share = slices.share
             cuts |= {f"{path}.{name}": Cut(dim, index) for name, (dim, index) in slices.kept.items()}

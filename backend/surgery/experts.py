@@ -5,13 +5,17 @@ How a module was cut for a rank is `expert_shares`'; the kernels for GPUs are qu
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_forward
 
 from backend.surgery.expert_shares import ExpertShare, activate
+from backend.surgery.fused_experts import fused_experts
+
+if TYPE_CHECKING:
+    from quant.triton.experts import FusedExperts
 
 EXPERTS = "shardwise"
 
@@ -32,7 +36,10 @@ def run_experts(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_
     if hidden_states.is_meta:
         return torch.empty_like(hidden_states)
     share = share_of(experts)
-    if hidden_states.device.type == "cpu" or _norm_before_sum(experts, share):
+    fused = fused_experts(experts, share, hidden_states)
+    if fused is not None:
+        out = _fused(experts, share, fused, hidden_states, top_k_index, top_k_weights)
+    elif hidden_states.device.type == "cpu" or _norm_before_sum(experts, share):
         out = _loop(experts, share, hidden_states, top_k_index, top_k_weights)
     else:
         out = _grouped(experts, share, hidden_states, top_k_index, top_k_weights)
@@ -67,17 +74,26 @@ def _loop(experts: Any, share: ExpertShare, hidden_states: Tensor, index: Tensor
             pairs = order[start : start + count]
             outputs[pairs] = _one_expert(experts, share, expert, hidden_states[pairs // active])
             start += count
-    if _norm_before_sum(experts, share) and share.reduce is not None:
-        share.reduce(outputs)
-    here = (index >= share.first) & (index < share.first + share.count)
-    return _weighted_sum(experts, outputs, torch.where(here, weights, 0))
+    return _weighted_sum(experts, share, outputs, index, weights)
 
 
-def _weighted_sum(experts: Any, outputs: Tensor, weights: Tensor) -> Tensor:
-    """outputs: [T * k, hidden]. Summed in the order of the token's own choices: other tokens of the batch do not
-    matter."""
+def _fused(
+    experts: Any, share: ExpertShare, fused: FusedExperts, hidden_states: Tensor, index: Tensor, weights: Tensor
+) -> Tensor:
+    if not experts.has_post_expert_norm:
+        return fused(hidden_states, index, weights)
+    return _weighted_sum(experts, share, fused.pairs(hidden_states, index), index, weights)
+
+
+def _weighted_sum(experts: Any, share: ExpertShare, outputs: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """outputs: [T * k, hidden], zeros for what lies elsewhere. Summed in the order of the token's own choices, so that
+    other tokens of the batch do not matter."""
     if experts.has_post_expert_norm:
+        if _norm_before_sum(experts, share) and share.reduce is not None:
+            share.reduce(outputs)
         outputs = experts.post_expert_norm(outputs)
+    here = (index >= share.first) & (index < share.first + share.count)
+    weights = torch.where(here, weights, 0)
     weighted = outputs.view(*weights.shape, outputs.shape[1]) * weights[:, :, None]
     return weighted.sum(1).to(outputs.dtype)
 

@@ -1,4 +1,4 @@
-"""Numba intrinsics for memory: typed pointers at an address, bits of a float, words and calls that threads share."""
+"""Numba intrinsics for memory: typed pointers at an address, bits of a float, words that threads or processes share."""
 
 from __future__ import annotations
 
@@ -72,6 +72,31 @@ def _wake_all(builder: ir.IRBuilder, values: Any) -> None:
     )
 
 
+def _sleep_between(builder: ir.IRBuilder, values: Any) -> None:
+    low = builder.and_(values[1], integer(0xFFFFFFFF))
+    none = integer(0)
+    _system_call(builder, [integer(_FUTEX_NUMBER), values[0], integer(_WAIT), low, values[2], none, none])
+
+
+def _wake_between(builder: ir.IRBuilder, values: Any) -> None:
+    none = integer(0)
+    _system_call(builder, [integer(_FUTEX_NUMBER), values[0], integer(_WAKE), integer(0x7FFFFFFF), none, none, none])
+
+
+def _look_at_files(builder: ir.IRBuilder, values: Any) -> None:
+    none = integer(0)
+    _system_call(builder, [integer(_POLL_NUMBER), values[0], values[1], values[2], none, none])
+
+
+def _read_clock(builder: ir.IRBuilder, values: Any) -> Value:
+    function = builder.module.globals.get("clock_gettime")
+    if function is None:
+        function = ir.Function(builder.module, ir.FunctionType(INT32, [INT32, INT64]), "clock_gettime")
+    builder.call(function, [INT32(_MONOTONIC), values[0]])
+    seconds, rest = (builder.load(_place(builder, builder.add(values[0], integer(part)))) for part in (0, 8))
+    return builder.add(builder.mul(seconds, integer(1_000_000_000)), rest)
+
+
 def _yield_core(builder: ir.IRBuilder, values: Any) -> None:
     function = builder.module.globals.get("sched_yield")
     if function is None:
@@ -79,9 +104,12 @@ def _yield_core(builder: ir.IRBuilder, values: Any) -> None:
     builder.call(function, [])
 
 
-# futex(2) on Linux: the call's number by processor, and its operations for threads of one process.
-_FUTEX_NUMBER = 202 if platform.machine() in ("x86_64", "AMD64") else 98
+# futex(2) and ppoll(2) on Linux: the calls' numbers by processor, and futex's operations for threads of one process
+# and for processes that share memory.
+_FUTEX_NUMBER, _POLL_NUMBER = (202, 271) if platform.machine() in ("x86_64", "AMD64") else (98, 73)
 _WAIT_PRIVATE, _WAKE_PRIVATE = 128, 129
+_WAIT, _WAKE = 0, 1
+_MONOTONIC = 1
 
 # (address) -> the word there; (address, value); (address, increment) -> the word before. In one order for all threads.
 load_shared = _builtin(types.int64, 1, _load_shared)
@@ -93,6 +121,13 @@ yield_core = _builtin(types.void, 0, _yield_core)
 # (address, value): sleeps while the word there has this value; (address): wakes all who sleep there.
 sleep_on = _builtin(types.void, 2, _sleep_on)
 wake_all = _builtin(types.void, 1, _wake_all)
+# The same two for words in memory that processes share; (address, value, timespec address): not longer than that.
+sleep_between = _builtin(types.void, 3, _sleep_between)
+wake_between = _builtin(types.void, 1, _wake_between)
+# (pollfd address, count, timespec address): fills in what happened to these files, after at most that time.
+look_at_files = _builtin(types.void, 3, _look_at_files)
+# (address of two words to write) -> nanoseconds of the clock that never jumps.
+read_clock = _builtin(types.int64, 1, _read_clock)
 # (function address, arguments address, item, thread): calls a cfunc.
 call_item = _builtin(types.void, 4, _call_item)
 

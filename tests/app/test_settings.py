@@ -51,6 +51,10 @@ def test_the_engine_gets_what_was_asked() -> None:
     engine = load_settings(dtype="float32", kv_pool="500MB", tp="1", max_sequences="4").engine(files)
     assert (engine.files, engine.dtype, engine.kv_pool, engine.max_sequences) == (files, "float32", 500_000_000, 4)
     assert (engine.max_context, engine.threads) == (None, None)
+    assert (engine.tensor_parallel, engine.experts) == (1, "auto")
+    spread = load_settings(tp="3", experts="expert").engine(files)
+    assert (spread.tensor_parallel, spread.experts) == (3, "expert")
+    assert load_settings(tp="auto").engine(files).tensor_parallel is None
 
 
 def test_tiers_and_formats_reach_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +76,9 @@ def test_tiers_and_formats_reach_the_engine(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"tp": "2"}, "--tp 2 is not available"),
+        ({"tp": "0"}, "--tp cannot be '0'"),
+        ({"tp": "two"}, "--tp cannot be 'two'"),
+        ({"experts": "both"}, "--experts cannot be 'both'"),
         ({"pp": "3"}, "--pp 3 is not available"),
         ({"kv_format": "fp4"}, "--kv-format cannot be 'fp4'"),
         ({"kv_format": "k=int8,k=fp8"}, "--kv-format cannot be"),

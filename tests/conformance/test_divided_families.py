@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from backend.parallel.division import Division, ExpertDivision
+from backend.planner.shares import Shares, of_rank
 from backend.surgery.load import load_model
 from backend.surgery.model import ServedModel
 from tests.fakes.attention_context import PlainAttentionContext, SequenceCache
@@ -57,8 +58,11 @@ def test_a_divided_model_answers_as_transformers_does(family: str, tmp_path_fact
             )
             for group in groups
         ]  # fmt: skip
-        if family != "llama4":  # whose experts lie whole on every rank
-            assert sum(model.weights_bytes for model in models) < 1.5 * whole.weights_bytes
+        assert sum(model.weights_bytes for model in models) < 1.5 * whole.weights_bytes
+        for rank, model in enumerate(models):  # what the Plan counts on
+            share = of_rank(whole.facts, Shares((1.0,) * size, (1.0,) * size, experts), rank)
+            assert 4 * share.parameters == pytest.approx(model.weights_bytes, rel=0.02)
+            assert (share.heads, share.layers) == (model.facts.heads, model.facts.layers)
 
         def work(rank: int, models: list[ServedModel] = models, groups: list = groups) -> tuple:
             model, tokens, every = models[rank], torch.tensor(prompts[-1]), torch.arange(LENGTHS[-1])

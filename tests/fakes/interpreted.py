@@ -14,11 +14,16 @@ if TYPE_CHECKING:
     from kvcache.attention.triton_kernel import TritonKernel
 
 
-def interpreted_kernel(capability: tuple[int, int] = (9, 0), processors: int = 2) -> TritonKernel:
-    """As on a GPU of that capability; skips the test, with the reason, where Triton cannot interpret."""
+def require_interpreter() -> None:
+    """Skips the test, with the reason, where Triton cannot interpret."""
     triton: Any = pytest.importorskip("triton", reason="Triton is not installed: its kernels are not tested here")
     if not triton.knobs.runtime.interpret:
         pytest.skip("TRITON_INTERPRET was not set before Triton was loaded: its kernels are not tested here")
+
+
+def interpreted_kernel(capability: tuple[int, int] = (9, 0), processors: int = 2) -> TritonKernel:
+    """As on a GPU of that capability; skips the test, with the reason, where Triton cannot interpret."""
+    require_interpreter()
     from kvcache.attention.triton_card import Card
     from kvcache.attention.triton_kernel import TritonKernel
 

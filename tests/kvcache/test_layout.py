@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvcache.layout import Keeps, LayerCache, build_layout
+from kvcache.layout import Keeps, LayerCache, build_layout, rank_layout
 from quant.kv_format import KV_FORMATS, KVFormats
 
 FULL = LayerCache(Keeps.FULL, None, 2, 8, 8)
@@ -92,3 +92,48 @@ def test_what_makes_no_layout_is_refused(
 ):
     with pytest.raises(ValueError, match=message):
         build_layout(layers, model_bytes, page_tokens)
+
+
+def share(layers: list[LayerCache], part: int, parts: int) -> tuple[LayerCache, ...]:
+    """The layers with one rank's KV heads: earlier ranks get one more where they do not divide."""
+    counts = [layer.kv_heads // parts + (part < layer.kv_heads % parts) for layer in layers]
+    return tuple(replace(layer, kv_heads=max(1, count)) for layer, count in zip(layers, counts, strict=True))
+
+
+@given(st.lists(layer_caches(), min_size=1, max_size=12), st.integers(1, 4), kv_formats)
+def test_ranks_keep_the_groups_of_the_model_and_pages_of_their_own_heads(
+    layers: list[LayerCache], parts: int, formats: KVFormats
+):
+    layout = build_layout(tuple(layers), 2, 16, formats)
+    for part in range(parts):
+        own = share(layers, part, parts)
+        local = rank_layout(layout, own)
+        assert [(one.slots, one.page_tokens) for one in local.groups] == [
+            (one.slots, one.page_tokens) for one in layout.groups
+        ]
+        used = [
+            sum(bytes_by_hand(own[slot], formats, 2) for slot in group.slots) * group.page_tokens
+            for group in local.groups
+        ]
+        assert max(used) <= local.page_bytes < max(used) + 16
+        assert local.page_bytes % 16 == 0
+
+
+def test_one_rank_keeps_the_models_own_layout():
+    layout = build_layout((FULL, SLIDING, FULL), 2)
+    assert rank_layout(layout, (FULL, SLIDING, FULL)) == layout
+
+
+def test_groups_that_become_alike_on_a_rank_stay_apart():
+    layers = (replace(FULL, kv_heads=2), replace(FULL, kv_heads=3))
+    layout = build_layout(layers, 2)
+    alike = replace(FULL, kv_heads=1)
+    assert [group.slots for group in rank_layout(layout, (alike, alike)).groups] == [(0,), (1,)]
+
+
+def test_shares_that_do_not_fit_the_model_are_refused():
+    layout = build_layout((FULL, FULL), 2)
+    with pytest.raises(ValueError, match="unlike shares"):
+        rank_layout(layout, (FULL, replace(FULL, kv_heads=1)))
+    with pytest.raises(ValueError, match="cannot be"):
+        rank_layout(layout, (SLIDING, SLIDING))

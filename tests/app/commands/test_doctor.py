@@ -23,8 +23,8 @@ from backend.accuracy.process import measure_accuracy
 from backend.accuracy.report import AccuracyReport, ContextAccuracy, FormatAccuracy
 from backend.engine_settings import EngineSettings
 from backend.errors import ShardwiseError
+from backend.hardware.gpu import GpuHolder
 from backend.hardware.memory import Memory
-from backend.hardware.nvml import GpuHolder
 from backend.library.catalogue import InstalledModel
 from backend.library.files import ModelFiles
 from tests.fakes.machines import GIB, cpu_machine, gpu, gpu_machine

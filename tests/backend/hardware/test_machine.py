@@ -10,9 +10,10 @@ import pytest
 
 from backend.hardware.cgroup import CgroupLimits, read_cgroup
 from backend.hardware.cpu import Cpu, read_cpu
+from backend.hardware.gpu import GpuReading
 from backend.hardware.machine import Machine, read_machine, visible
 from backend.hardware.memory import Memory, read_memory
-from backend.hardware.nvml import GpuReading, read_gpus
+from backend.hardware.nvml import read_gpus
 from tests.fakes.machines import gpu
 
 GIB = 1 << 30

@@ -54,3 +54,20 @@ def test_an_explained_plan_has_its_numbers_and_reasons() -> None:
 )
 def test_human_bytes(count: int, text: str) -> None:
     assert human_bytes(count) == text
+
+
+def test_each_of_several_ranks_is_shown_with_its_device_its_part_and_its_memory() -> None:
+    ranks = (
+        Rank(0, "cuda:0", (MemoryTerm("weights", 3 << 30), MemoryTerm("communication", 1 << 30)), 1.5, 1.2, 3 << 10),
+        Rank(1, "cuda:2", (MemoryTerm("weights", 2 << 30),), 0.5, 0.8, 1 << 10),
+    )
+    lines = [" ".join(line.split()) for line in explain(plan(ranks=ranks, tensor_parallel=2)).splitlines()]
+    for expected in (
+        "devices cuda:0, cuda:2",
+        "parallel tensor 2, stages 1, experts tensor",
+        "memory of rank 0 on cuda:0, with 75.0% of attention, 60.0% of the rest, 3 KiB of a page",
+        "communication 1 GiB",
+        "total 4 GiB",
+        "memory of rank 1 on cuda:2, with 25.0% of attention, 40.0% of the rest, 1 KiB of a page",
+    ):
+        assert expected in lines

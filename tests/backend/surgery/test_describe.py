@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from backend.errors import UnsupportedModelError
+from backend.planner.model_facts import Columns, ExpertColumns
 from backend.surgery.describe import describe
 from kvcache.layout import Keeps, LayerCache, build_layout
 from tests.fakes.tiny_models import FAMILIES, WINDOW
@@ -81,3 +82,42 @@ def test_models_we_would_get_wrong_are_refused_by_name(config: transformers.PreT
     with pytest.raises(UnsupportedModelError, match=reason) as caught:
         describe(config)
     assert config.model_type in caught.value.what
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_all_parameters_but_few_are_divided_by_something(family: str) -> None:
+    facts = describe(FAMILIES[family]())
+    assert len(facts.query_parameters) == len(facts.key_parameters) == len(facts.layers)
+    assert 0 < facts.replicated_parameters < 0.1 * facts.parameters
+    assert sum(part.parameters for part in (*facts.columns, *facts.experts)) > 0.2 * facts.parameters
+
+
+def test_what_heads_columns_and_the_vocabulary_divide_is_counted() -> None:
+    facts = describe(FAMILIES["llama"]())  # hidden 64, 4 and 2 heads of 16, MLPs of 96, 128 words, 3 layers
+    assert facts.query_parameters == (2 * 64 * 64,) * 3
+    assert facts.key_parameters == (2 * 64 * 32,) * 3
+    assert facts.columns == (Columns(96, 3 * 3 * 64 * 96),)
+    assert (facts.vocabulary_parameters, facts.output_parameters) == (2 * 128 * 64, 128 * 64)
+    tied = describe(FAMILIES["llama-tied"]())
+    assert tied.vocabulary_parameters == tied.output_parameters == 128 * 64
+    assert facts.replicated_parameters == 7 * 64
+    assert (facts.experts, facts.active_experts) == ((), 0)
+
+
+def test_experts_and_what_shares_their_layers_are_counted_apart() -> None:
+    facts = describe(FAMILIES["glm4-moe"]())
+    assert facts.experts == (ExpertColumns(4, 32, 2 * 4 * 3 * 64 * 32),)
+    assert facts.active_experts == 2
+    assert {part.width for part in facts.columns} == {96, 32}
+
+
+def test_latents_are_every_ranks_and_what_is_made_of_them_is_the_heads() -> None:
+    facts = describe(FAMILIES["deepseek-v3"]())
+    assert set(facts.key_parameters) == {0}
+    config = FAMILIES["deepseek-v3"]()
+    down = config.hidden_size * (config.q_lora_rank + config.kv_lora_rank + config.qk_rope_head_dim)
+    assert facts.replicated_parameters > len(facts.layers) * down
+    size = config.qk_nope_head_dim + config.qk_rope_head_dim
+    made = config.q_lora_rank * size + config.kv_lora_rank * (config.qk_nope_head_dim + config.v_head_dim)
+    out = config.v_head_dim * config.hidden_size
+    assert facts.query_parameters[0] == config.num_attention_heads * (made + out)

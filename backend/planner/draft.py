@@ -1,0 +1,151 @@
+"""Draft: a Plan before its pool: what is asked of which model and devices, and the memory already spent. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from backend.engine_settings import EngineSettings
+from backend.planner import memory
+from backend.planner.links import Link
+from backend.planner.model_facts import ModelFacts
+from backend.planner.shares import Shares, of_rank
+from backend.planner.speed import token_seconds
+from backend.planner.target import Target
+from kvcache.layout import CacheLayout, rank_layout
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What every draft of one decision shares: the settings as far as they are resolved, and the model.
+
+    Attributes:
+        layout: of the whole model's pages.
+        weights: bytes of the whole model's, once loaded.
+    """
+
+    settings: EngineSettings
+    facts: ModelFacts
+    layout: CacheLayout
+    dtype: str
+    step_tokens: int
+    max_sequences: int
+    weights: int
+
+    def pages_of(self, tokens: int) -> int:
+        return memory.pages_of_context(self.layout, tokens, self.step_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """The devices of a draft, one a rank, and what joins them.
+
+    Attributes:
+        speeds: GB/s of each device's memory.
+        weights: each rank's part of the work, relative.
+        link: None for one rank, and between processes of a CPU.
+        switched: whether the link is a switch that adds up itself.
+    """
+
+    targets: tuple[Target, ...]
+    speeds: tuple[float, ...]
+    weights: tuple[float, ...]
+    link: Link | None = None
+    switched: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RankDraft:
+    """One rank: its device, its share of the model and of a page, and the memory spent before the pool."""
+
+    target: Target
+    facts: ModelFacts
+    page_bytes: int
+    terms: tuple[tuple[str, int], ...]
+
+    @property
+    def spent(self) -> int:
+        return sum(count for _, count in self.terms)
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """All ranks. `host_pages` lie in main memory: a processor's ranks have a term for them, a GPU's do not."""
+
+    wishes: Wishes
+    team: Team
+    shares: Shares
+    ranks: tuple[RankDraft, ...]
+    host_pages: int = 0
+
+    @property
+    def cuda(self) -> bool:
+        return self.ranks[0].target.cuda
+
+    @property
+    def page_bytes(self) -> int:
+        """Of one page over all ranks."""
+        return sum(rank.page_bytes for rank in self.ranks)
+
+    @property
+    def left(self) -> int:
+        """Bytes that the pool may take, over all ranks; below 0 where a device is too small for its ranks."""
+        rooms = self._rooms()
+        room, page_bytes = min(rooms, key=lambda one: one[0] / one[1])
+        return room if len(rooms) == 1 else room // page_bytes * self.page_bytes
+
+    @property
+    def roominess(self) -> tuple[bool, int]:
+        """Greater is better: bytes for the pool, or, where there are none, what the fullest device is short of."""
+        least = min(room for room, _ in self._rooms())
+        return (True, self.left) if least > 0 else (False, least)
+
+    @property
+    def tightest(self) -> RankDraft:
+        """The rank whose device has the least room for pages."""
+        return min(self.ranks, key=lambda rank: (rank.target.usable - rank.spent) / rank.page_bytes)
+
+    @property
+    def seconds(self) -> float:
+        """Predicted from token to token of one answer."""
+        facts = [rank.facts for rank in self.ranks]
+        element = memory.ELEMENT_BYTES[self.wishes.dtype]
+        return token_seconds(facts, self.team.speeds, element, self.team.link, self.wishes.facts.hidden)
+
+    def _rooms(self) -> list[tuple[int, int]]:
+        """What each device has left, and its ranks' bytes of a page: ranks of a processor share one memory."""
+        if self.cuda:
+            return [(rank.target.usable - rank.spent, rank.page_bytes) for rank in self.ranks]
+        return [(self.ranks[0].target.usable - sum(rank.spent for rank in self.ranks), self.page_bytes)]
+
+
+def draft(wishes: Wishes, team: Team, shares: Shares) -> Draft:
+    """Raises ValueError where the model cannot be divided so."""
+    facts = [of_rank(wishes.facts, shares, rank) for rank in range(len(team.targets))]
+    ranks = tuple(_rank(wishes, team, own, number) for number, own in enumerate(facts))
+    return Draft(wishes, team, shares, ranks)
+
+
+def with_host(plain: Draft, host_pages: int) -> Draft:
+    """The draft beside a host cache; on a processor, it takes from what the pool may have."""
+    if plain.cuda or not host_pages:
+        return Draft(plain.wishes, plain.team, plain.shares, plain.ranks, host_pages)
+    ranks = tuple(
+        RankDraft(rank.target, rank.facts, rank.page_bytes, (*rank.terms, ("host cache", host_pages * rank.page_bytes)))
+        for rank in plain.ranks
+    )
+    return Draft(plain.wishes, plain.team, plain.shares, ranks, host_pages)
+
+
+def _rank(wishes: Wishes, team: Team, own: ModelFacts, number: int) -> RankDraft:
+    target, several = team.targets[number], len(team.targets) > 1
+    tokens, sequences, cuda = wishes.step_tokens, wishes.max_sequences, target.cuda
+    terms: Sequence[tuple[str, int]] = (
+        ("weights", wishes.weights * own.parameters // wishes.facts.parameters),
+        ("activations", memory.activation_bytes(own, wishes.dtype, tokens, sequences, cuda, samples=number == 0)),
+        ("libraries", memory.LIBRARIES_CUDA if cuda else memory.LIBRARIES_CPU),
+    )
+    if several:
+        held = memory.communication_bytes(own.hidden, wishes.dtype, tokens, cuda, team.switched)
+        terms = (*terms, ("communication", held))
+    return RankDraft(target, own, rank_layout(wishes.layout, own.layers).page_bytes, tuple(terms))

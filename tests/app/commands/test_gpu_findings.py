@@ -1,0 +1,67 @@
+"""What doctor says of GPUs together."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from app.doctor.finding import Finding
+from app.doctor.gpu_findings import gpu_findings
+from app.doctor.hardware_findings import hardware_findings
+from backend.hardware.gpu import GpuFault, GpuHealth
+from backend.hardware.machine import Machine
+from backend.hardware.peer import PeerPath
+from tests.fakes.machines import cpu_machine, dgx_h100, gpu_machine, paired_a100, pcie_3090
+
+
+def of(machine: Machine, area: str) -> list[Finding]:
+    return [finding for finding in gpu_findings(machine) if finding.area == area]
+
+
+def peer(machine: Machine, first: int, second: int, direct: bool = True, problem: str = "") -> PeerPath:
+    speed = 0.0 if problem else 40.0 + second
+    return PeerPath(machine.gpus[first].uuid, machine.gpus[second].uuid, direct, speed, 9.0, problem)
+
+
+def test_links_are_named_with_their_pairs() -> None:
+    assert of(dgx_h100(), "links")[0].what == "NVLink through a switch (450 GB/s each way) joins all GPUs."
+    what = of(paired_a100(), "links")[0].what
+    assert "NVLink (300 GB/s each way) joins 0-1, 2-3" in what
+    assert "PCIe (32 GB/s each way) joins 0-2, 0-3, 1-2, 1-3" in what
+    assert "through main memory" in of(pcie_3090(2), "links")[0].what
+
+
+def test_one_gpu_or_none_has_no_links() -> None:
+    assert gpu_findings(gpu_machine()) == gpu_findings(cpu_machine()) == []
+
+
+def test_what_copies_did_is_told() -> None:
+    machine = dgx_h100(3)
+    assert of(machine, "peers")[0].status == "note"
+    good = replace(machine, peers=(peer(machine, 0, 1), peer(machine, 0, 2), peer(machine, 1, 2)))
+    (finding,) = of(good, "peers")
+    assert finding.status == "ok"
+    assert "3 pairs" in finding.what
+    assert "41 GB/s or more, 9 us or less" in finding.what
+
+
+def test_a_pair_that_fails_is_a_warning_with_a_fix() -> None:
+    machine = dgx_h100(3)
+    mixed = replace(
+        machine,
+        peers=(peer(machine, 0, 1, problem="a copy did not end within 20 s"), peer(machine, 0, 2, direct=False)),
+    )
+    broken, staged = of(mixed, "peers")
+    assert broken.status == "warning"
+    assert "GPUs 0 and 1 do not write to each other: a copy did not end within 20 s." in broken.what
+    assert "IOMMU" in broken.fix
+    assert (staged.status, "One pair of GPUs copied through main memory" in staged.what) == ("note", True)
+
+
+def test_gpus_that_are_left_out_or_hot_are_warnings() -> None:
+    machine = dgx_h100(2)
+    hot = replace(machine.gpus[1], health=GpuHealth(throttled=("it is too hot",), correctable=3, remap_pending=True))
+    ill = replace(machine, gpus=(machine.gpus[0], hot), left_out=(GpuFault(7, "", "GPU 7 has fallen off the bus."),))
+    found = [finding for finding in hardware_findings(ill) if finding.status == "warning"]
+    assert [finding.area for finding in found] == ["gpu"] * 4
+    assert found[0].what == "GPU 7 has fallen off the bus. It is left out."
+    assert all(finding.fix for finding in found)
