@@ -130,6 +130,13 @@ class ServerSettings(BaseSettings):
         description="What each GPU has of a mixture model's experts: tensor is a slice of each, expert is whole ones, "
         "auto takes slices as long as they are wide enough.",
     )
+    collectives: Names = Field(
+        (),
+        description="By what means GPUs add up, such as nccl or host; all that work are tried unless some are named.",
+    )
+    collective_timeout: float = Field(
+        60.0, ge=1, le=3600, description="Seconds that a GPU waits for the others before the engine starts again."
+    )
     fallback: str | None = Field(None, description="A second, smaller model; not in this version.")
 
     @classmethod
@@ -167,6 +174,8 @@ class ServerSettings(BaseSettings):
             threads=self.threads,
             tensor_parallel=self.tp,
             experts=self.experts,
+            collectives=self.collectives,
+            collective_timeout=self.collective_timeout,
         )
 
 

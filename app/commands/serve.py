@@ -43,6 +43,8 @@ def serve(
     cache_dir: Annotated[str | None, _option("cache_dir", "auto|FOLDER")] = None,
     step_tokens: Annotated[str | None, _option("step_tokens", "auto|TOKENS")] = None,
     threads: Annotated[str | None, _option("threads", "auto|COUNT")] = None,
+    collectives: Annotated[str | None, _option("collectives", "NAME,...")] = None,
+    collective_timeout: Annotated[str | None, _option("collective_timeout", "SECONDS")] = None,
     drain_timeout: Annotated[str | None, _option("drain_timeout", "SECONDS")] = None,
     allowed_hosts: Annotated[str | None, _option("allowed_hosts", "NAME,...")] = None,
     allowed_origins: Annotated[str | None, _option("allowed_origins", "URL,...")] = None,
