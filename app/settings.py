@@ -95,7 +95,11 @@ class ServerSettings(BaseSettings):
         "as answer fastest, and one process.",
     )
     pp: AutoCount = Field(None, description="Stages that the layers are spread over; auto or 1.")
-    weights: str = Field("model", description="Weight format; model keeps the one of the files.")
+    weights: Literal["auto", "model", "int8", "nf4", "fp8"] = Field(
+        "model",
+        description="How weights are stored: model is the dtype, int8 and fp8 (newer GPUs) take half of bfloat16's "
+        "bytes, nf4 little more than a quarter; auto takes the first of model, int8 and nf4 that fits.",
+    )
     kv_format: Annotated[str, BeforeValidator(_formats)] = Field(
         "model",
         description="How keys and values are stored: model is the dtype, fp8 and int8 take half of bfloat16's bytes, "
@@ -125,6 +129,13 @@ class ServerSettings(BaseSettings):
         "auto",
         description="What each GPU has of a mixture model's experts: tensor is a slice of each, expert is whole ones, "
         "auto takes slices as long as they are wide enough.",
+    )
+    collectives: Names = Field(
+        (),
+        description="By what means GPUs add up, such as nccl or host; all that work are tried unless some are named.",
+    )
+    collective_timeout: float = Field(
+        60.0, ge=1, le=3600, description="Seconds that a GPU waits for the others before the engine starts again."
     )
     fallback: str | None = Field(None, description="A second, smaller model; not in this version.")
 
@@ -163,12 +174,13 @@ class ServerSettings(BaseSettings):
             threads=self.threads,
             tensor_parallel=self.tp,
             experts=self.experts,
+            collectives=self.collectives,
+            collective_timeout=self.collective_timeout,
         )
 
 
 AVAILABLE: dict[str, tuple[object, ...]] = {
     "pp": (None, 1),
-    "weights": ("model",),
     "fallback": (None,),
 }
 

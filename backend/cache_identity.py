@@ -24,6 +24,8 @@ PAGE_VERSION = 1
 OWNER_BYTES = 16
 # Headers of safetensors files are shorter, and those of GGUF files hold their vocabulary.
 HEAD_BYTES = 8 << 20
+# What multiplies the weights of a format, beside torch and our own kernels.
+_LIBRARIES = {"int8": ("bitsandbytes",), "nf4": ("bitsandbytes",)}
 SAMPLES = 64
 SAMPLE_BYTES = 64 << 10
 
@@ -37,7 +39,7 @@ def namespace(files: ModelFiles, plan: Plan, layout: CacheLayout, kernel_orders:
     """
     facts = {
         "page": PAGE_VERSION,
-        "versions": [_version(name) for name in ("shardwise", "transformers")],
+        "versions": [_version(name) for name in ("shardwise", "transformers", *_LIBRARIES.get(plan.weight_format, ()))],
         "weights": weights_identity(files).hex(),
         "config": hashlib.sha256((Path(files.folder) / "config.json").read_bytes()).hexdigest(),
         "device": plan.ranks[0].device.partition(":")[0],

@@ -18,6 +18,7 @@ from backend.compose_ranks import compose_ranks, ranks_to_expect
 from backend.compose_tiers import compose_tiers
 from backend.engine import Engine
 from backend.engine_settings import EngineSettings
+from backend.errors import SettingError
 from backend.hardware.machine import Machine, read_machine
 from backend.hardware.peer_probe import probed
 from backend.hardware.visible_gpus import show_gpus
@@ -86,10 +87,15 @@ def planned(settings: EngineSettings, facts: ModelFacts, machine: Machine) -> Pl
     plan = decide(settings, facts, machine)
     if settings.kv_format != "auto":
         return Planned(facts, machine, plan, unmeasured=False)
-    measured = default_store().read(accuracy_key(settings.files, plan.dtype, plan.ranks[0].device, machine))
+    measured = default_store().read(_accuracy_key(settings, plan, machine))
     if measured is None:
         return Planned(facts, machine, plan, unmeasured=True)
-    return Planned(facts, machine, decide(settings, facts, machine, measured=choose(measured)), unmeasured=False)
+    plan = decide(settings, facts, machine, measured=choose(measured), held=plan.weight_format)
+    return Planned(facts, machine, plan, unmeasured=False)
+
+
+def _accuracy_key(settings: EngineSettings, plan: Plan, machine: Machine) -> str:
+    return accuracy_key(settings.files, plan.dtype, plan.ranks[0].device, machine, plan.weight_format)
 
 
 def load_served(
@@ -109,7 +115,9 @@ def load_served(
     from backend.surgery.pack import pack_model
     from quant.weight_format import WEIGHT_FORMATS
 
+    _check_library(plan)
     dtype, device = getattr(torch, plan.dtype), torch.device(plan.ranks[rank].device)
+    weight_format = WEIGHT_FORMATS[plan.weight_format]
     threads = max(1, plan.threads // len(plan.ranks))
     torch.set_num_threads(threads)
     on_progress("load", 0, settings.files.bytes if group is None else 0)
@@ -120,10 +128,27 @@ def load_served(
         on_progress=lambda done, total: on_progress("load", done, total),
         division=None if group is None else plan_division(plan, rank),
         group=group,
+        stored=None if plan.weight_format == "model" else weight_format,
     )
     on_progress("pack", 0, 0)
     team = _team(device, threads)
-    return pack_model(model, WEIGHT_FORMATS[plan.weight_format], team), team
+    return pack_model(model, weight_format, team), team
+
+
+def _check_library(plan: Plan) -> None:
+    """Refuses int8 and nf4 weights where the library that multiplies them does not load. Raises SettingError."""
+    if plan.weight_format not in ("int8", "nf4"):
+        return
+    from quant.weights.bits_and_bytes import bits_and_bytes
+
+    try:
+        bits_and_bytes()
+    except (ImportError, OSError, RuntimeError) as error:
+        raise SettingError(
+            f"--weights {plan.weight_format} needs bitsandbytes, which cannot be loaded.",
+            f"Loading it says: {error}.",
+            "Install it (pip install 'bitsandbytes>=0.50'), or use --weights model.",
+        ) from error
 
 
 def plan_division(plan: Plan, rank: int) -> Division:
@@ -140,8 +165,8 @@ def _measured(
 
     contexts = measure_for_start(model, settings.files, team, lambda done, total: on_progress("measure", done, total))
     plan = planned.plan
-    default_store().write(accuracy_key(settings.files, plan.dtype, plan.ranks[0].device, planned.machine), contexts)
-    return decide(settings, planned.facts, planned.machine, measured=choose(contexts))
+    default_store().write(_accuracy_key(settings, plan, planned.machine), contexts)
+    return decide(settings, planned.facts, planned.machine, measured=choose(contexts), held=plan.weight_format)
 
 
 def compose_engine(settings: EngineSettings, on_progress: OnProgress) -> ComposedEngine:

@@ -30,6 +30,8 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
         log_file: where the engine's own output goes, beside which each rank gets a log; empty where it has none.
         tensor_parallel: ranks that share each layer.
         experts: whether each of these has a slice of every expert, or whole experts.
+        collectives: by what means ranks may add up, of `parallel.open_group`'s; empty for all that work.
+        collective_timeout: seconds that a rank waits for the others in one of them.
     """
 
     files: ModelFiles
@@ -49,6 +51,8 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
     log_file: str = ""
     tensor_parallel: int | None = None
     experts: Literal["auto", "tensor", "expert"] = "auto"
+    collectives: tuple[str, ...] = ()
+    collective_timeout: float = 60.0
 
     def __repr__(self) -> str:
         """Without the secret: this ends up in logs and tracebacks."""

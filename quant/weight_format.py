@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
+from quant.weights.fp8 import Fp8Format
+from quant.weights.int8 import Int8Format
 from quant.weights.model import ModelFormat
+from quant.weights.nf4 import Nf4Format
 
 if TYPE_CHECKING:
     from quant.cpu.team import Team
@@ -32,14 +35,20 @@ class Linear(Protocol):
 
 
 class WeightFormat(Protocol):
-    """Called once per linear while a model loads; must not keep the tensors it is given, if it copies them."""
+    """Called once per linear while a model loads; must not keep the tensors it is given, if it copies them.
+
+    It is given a rank's own part of a layer, of any shape. `weight_sizes` has the formula of what it then holds.
+    """
 
     name: str
 
     def linear(self, weight: Tensor, bias: Tensor | None, team: Team | None, *, exact: bool = False) -> Linear:
         """weight: [columns, depth]; bias: [columns]; team: the threads that compute, on a processor; exact:
-        results are float32 (the output layer's: what follows is the sampler's)."""
+        results are float32 (the output layer's: what follows is the sampler's). Raises ImportError where a library
+        that it needs is missing."""
         ...
 
 
-WEIGHT_FORMATS: Mapping[str, WeightFormat] = MappingProxyType({"model": ModelFormat()})
+WEIGHT_FORMATS: Mapping[str, WeightFormat] = MappingProxyType(
+    {one.name: one for one in (ModelFormat(), Int8Format(), Nf4Format(), Fp8Format())}
+)

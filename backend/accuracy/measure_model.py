@@ -49,7 +49,7 @@ def measure_model(request: AccuracyRequest, on_progress: OnProgress) -> Accuracy
     )
     device = plan.ranks[0].device
     if contexts[0].tokens >= FIRST_STOP:
-        default_store().write(accuracy_key(settings.files, plan.dtype, device, machine), contexts)
+        default_store().write(accuracy_key(settings.files, plan.dtype, device, machine, plan.weight_format), contexts)
     choice = choose(contexts)
     return AccuracyReport(
         model=plan.model,

@@ -51,12 +51,13 @@ def default_store() -> AccuracyStore:
     return AccuracyStore(cache_home() / "accuracy")
 
 
-def accuracy_key(files: ModelFiles, dtype: str, device: str, machine: Machine) -> str:
-    """A file name that changes with the weights, the config, the dtype and the kind of device.
+def accuracy_key(files: ModelFiles, dtype: str, device: str, machine: Machine, weights: str = "model") -> str:
+    """A file name that changes with the weights and their format, the config, the dtype and the kind of device.
 
     Raises OSError for a model that cannot be read.
     """
     config = (Path(files.folder) / "config.json").read_bytes()
     name = machine.cpu.name if device == "cpu" else machine.gpus[int(device.removeprefix("cuda:"))].name
-    facts = (str(PROBE_VERSION), weights_identity(files).hex(), hashlib.sha256(config).hexdigest(), dtype, name)
+    kind = dtype if weights == "model" else f"{dtype} {weights}"
+    facts = (str(PROBE_VERSION), weights_identity(files).hex(), hashlib.sha256(config).hexdigest(), kind, name)
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()

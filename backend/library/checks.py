@@ -15,6 +15,7 @@ from backend.library.files import ModelFiles
 from backend.library.folders import INDEX, index_map, read_json
 from backend.library.gguf_header import read_gguf_header
 from backend.library.header import ModelHeader, TensorEntry
+from backend.library.packed import refuse_unreadable
 from backend.library.safetensors_header import read_safetensors_header
 
 
@@ -45,7 +46,9 @@ def known_architecture(name: str, folder: Path) -> tuple[str, str]:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         raise BrokenModelError(f"{name} does not say what it is.", "Its config.json has no model_type.")
-    _refuse_quantized(name, config)
+    quantization = config.get("quantization_config")
+    if isinstance(quantization, dict):
+        refuse_unreadable(name, quantization)
     known = causal_language_models()
     if model_type in known:
         return model_type, known[model_type]
@@ -60,18 +63,6 @@ def known_architecture(name: str, folder: Path) -> tuple[str, str]:
         f"transformers has no causal language model of the type {model_type!r}.",
         "Choose another model, or a later version of shardwise.",
     )
-
-
-def _refuse_quantized(name: str, config: dict[str, object]) -> None:
-    """Raises UnsupportedModelError for weights packed by GPTQ, AWQ, FP8, MXFP4 and the like, named by their method."""
-    quantization = config.get("quantization_config")
-    if isinstance(quantization, dict):
-        method = quantization.get("quant_method") or "an unknown method"
-        raise UnsupportedModelError(
-            f"{name} has quantized weights, which this version does not read.",
-            f"Its config.json says that they are packed by {method}.",
-            "Choose the model's unquantized checkpoint, or a GGUF file of it.",
-        )
 
 
 def _gguf(files: ModelFiles) -> tuple[TensorEntry, ...]:

@@ -15,6 +15,7 @@ from backend.planner.plan import MemoryTerm, Plan, Rank
 from backend.planner.pool import check_fixed, choose_context, choose_pool
 from backend.planner.ranks import choose_ranks, device_targets
 from backend.planner.target import Target, choose_dtype
+from backend.planner.weight_choice import first_that_fits
 from kvcache.layout import build_layout, rank_layout
 
 PAGE_TOKENS = 16
@@ -28,6 +29,7 @@ def decide(
     machine: Machine,
     weights_bytes: int | None = None,
     measured: KVChoice | None = None,
+    held: str | None = None,
 ) -> Plan:
     """Resolves every "auto" of the settings. What was asked for explicitly is obeyed or refused, never
     changed.
@@ -36,6 +38,7 @@ def decide(
         weights_bytes: what the weights occupy once loaded, where it is known better than parameters times
         element.
         measured: what --kv-format auto takes, where the accuracy probe has run.
+        held: the format that --weights auto took before, where weights lie in it already.
 
     Raises:
         SettingError: something was asked for that this version or machine cannot do.
@@ -43,13 +46,31 @@ def decide(
     """
     _check(settings, facts, machine)
     targets = device_targets(settings, machine)
+
+    def plan(weights: str, reason: str) -> Plan:
+        return _decide(settings, facts, machine, targets, weights, reason, weights_bytes, measured)
+
+    return first_that_fits(settings.weights, _oldest(targets), plan, held)
+
+
+def _decide(
+    settings: EngineSettings,
+    facts: ModelFacts,
+    machine: Machine,
+    targets: tuple[Target, ...],
+    weights: str,
+    weights_reason: str,
+    weights_bytes: int | None,
+    measured: KVChoice | None,
+) -> Plan:
+    """The Plan with weights in that format."""
     dtype, dtype_reason = choose_dtype(settings.dtype, _weakest(targets))
     step_tokens, max_sequences, step_reason = _step(settings, targets[0])
     if weights_bytes is None:
-        weights_bytes = memory.weights_bytes(facts, dtype)
+        weights_bytes = memory.weights_bytes(facts, dtype, weights, targets[0].cuda)
     choice = choose_formats(settings.kv_format, measured)
     layout = build_layout(facts.layers, memory.ELEMENT_BYTES[dtype], PAGE_TOKENS, choice.formats)
-    wishes = Wishes(settings, facts, layout, dtype, step_tokens, max_sequences, weights_bytes)
+    wishes = Wishes(settings, facts, layout, dtype, step_tokens, max_sequences, weights_bytes, weights)
     chosen = choose_ranks(wishes, machine, targets)
     page_bytes = chosen.draft.page_bytes
     host_pages, host_reason = tiers.host_pages(settings, machine, targets[0], page_bytes)
@@ -60,15 +81,15 @@ def decide(
     max_context, context_reason = choose_context(draft, pages)
     threads, threads_reason = _threads(settings, machine, targets[0], len(draft.ranks))
     reasons = (
-        *chosen.reasons, dtype_reason, choice.reason, pool_reason, host_reason, disk_reason, context_reason,
-        step_reason, threads_reason,
+        *chosen.reasons, dtype_reason, weights_reason, choice.reason, pool_reason, host_reason, disk_reason,
+        context_reason, step_reason, threads_reason,
     )  # fmt: skip
     link = draft.team.link
     return Plan(
         model=settings.files.name,
         architecture=facts.architecture,
         dtype=dtype,
-        weight_format="model",
+        weight_format=weights,
         kv_format=str(choice.formats),
         tensor_parallel=len(draft.ranks),
         pipeline_stages=1,
@@ -124,14 +145,13 @@ def _weakest(targets: Sequence[Target]) -> Target:
     return min(targets, key=lambda target: target.native_bfloat16)
 
 
+def _oldest(targets: Sequence[Target]) -> Target:
+    """The device whose instructions decide about formats: the one with the lowest compute capability."""
+    return min(targets, key=lambda target: target.capability or (0, 0))
+
+
 def _check(settings: EngineSettings, facts: ModelFacts, machine: Machine) -> None:
     """Refuses what cannot be obeyed whatever the memory."""
-    if settings.weights not in ("auto", "model"):
-        raise SettingError(
-            f"--weights {settings.weights} is not served by this version.",
-            "Weights are kept in the model's dtype so far.",
-            "Use --weights model.",
-        )
     counts = (
         ("--max-context", settings.max_context, 2),
         ("--max-sequences", settings.max_sequences, 1),

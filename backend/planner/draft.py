@@ -22,6 +22,7 @@ class Wishes:
     Attributes:
         layout: of the whole model's pages.
         weights: bytes of the whole model's, once loaded.
+        weight_format: how they are stored.
     """
 
     settings: EngineSettings
@@ -31,6 +32,7 @@ class Wishes:
     step_tokens: int
     max_sequences: int
     weights: int
+    weight_format: str = "model"
 
     def pages_of(self, tokens: int) -> int:
         return memory.pages_of_context(self.layout, tokens, self.step_tokens)
@@ -142,7 +144,11 @@ def _rank(wishes: Wishes, team: Team, own: ModelFacts, number: int) -> RankDraft
     tokens, sequences, cuda = wishes.step_tokens, wishes.max_sequences, target.cuda
     terms: Sequence[tuple[str, int]] = (
         ("weights", wishes.weights * own.parameters // wishes.facts.parameters),
-        ("activations", memory.activation_bytes(own, wishes.dtype, tokens, sequences, cuda, samples=number == 0)),
+        (
+            "activations",
+            memory.activation_bytes(own, wishes.dtype, tokens, sequences, cuda, samples=number == 0)
+            + memory.product_bytes(wishes.facts, wishes.dtype, wishes.weight_format, cuda),
+        ),
         ("libraries", memory.LIBRARIES_CUDA if cuda else memory.LIBRARIES_CPU),
     )
     if several:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from backend.planner.model_facts import ModelFacts
 from kvcache.layout import CacheLayout
 from kvcache.page_table import PageTable
+from quant import weight_sizes as sizes
+from quant.weight_sizes import Storage, stored_bytes
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -24,8 +26,21 @@ _COMMUNICATION_CPU = 16 * _MIB
 _SAMPLER_BYTES, _SAMPLER_LOGITS = 24, 1 << 24
 
 
-def weights_bytes(facts: ModelFacts, dtype: str) -> int:
-    return facts.parameters * ELEMENT_BYTES[dtype]
+def weights_bytes(facts: ModelFacts, dtype: str, weight_format: str = "model", cuda: bool = False) -> int:
+    """Every linear by its format's own formula, and the other parameters in the dtype."""
+    storage = Storage(dtype, cuda)
+    linears = sum(count * stored_bytes(weight_format, shape, storage) for shape, count in facts.linears)
+    counted = sum(count * shape.columns * (shape.depth + shape.bias) for shape, count in facts.linears)
+    return linears + (facts.parameters - counted) * ELEMENT_BYTES[dtype]
+
+
+def product_bytes(facts: ModelFacts, dtype: str, weight_format: str, cuda: bool) -> int:
+    """The most that one linear's product takes beside its result, twice over: surgery merges gate and up."""
+    storage = Storage(dtype, cuda)
+    stored = [shape for shape, _ in facts.linears if not shape.kept]
+    return 2 * max(
+        (sizes.product_bytes(weight_format, shape.columns, shape.depth, storage) for shape in stored), default=0
+    )
 
 
 def communication_bytes(hidden: int, dtype: str, step_tokens: int, cuda: bool, switched: bool) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvcache.layout import LayerCache
+from quant.weight_sizes import LinearShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class ModelFacts:
         vocabulary_parameters: of the embedding and the output layer, divided by the vocabulary.
         output_parameters: of these, the output layer's, which every step reads; all of them where it is the embedding.
         active_experts: experts that a token passes in a layer; 0 without experts.
+        linears: shapes of the weights that a WeightFormat may store, and how many there are of each; of `parameters`,
+            the rest stays in the model's dtype.
     """
 
     architecture: str
@@ -74,3 +77,5 @@ class ModelFacts:
         """What every rank holds whole: norms, routers, the projections to latents, and what nothing is known of."""
         divided = sum(part.parameters for part in self.columns) + self.vocabulary_parameters
         return self.parameters - self.attention_parameters - self.expert_parameters - divided
+
+    linears: tuple[tuple[LinearShape, int], ...] = ()

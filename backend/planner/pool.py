@@ -8,6 +8,7 @@ from backend.errors import OutOfMemoryError
 from backend.planner import memory, tiers
 from backend.planner.draft import Draft
 from backend.planner.units import human_bytes
+from backend.planner.weight_choice import AUTO
 
 # Below this a chat is of no use: an automatic context that would be shorter is refused instead.
 SHORTEST_CONTEXT = 256
@@ -31,11 +32,23 @@ def check_fixed(draft: Draft, free_main: int) -> None:
         terms = dict(draft.tightest.terms)
         fixed = terms["weights"] + terms["libraries"] + terms.get("communication", 0)
         term = "weights" if fixed >= draft.tightest.target.usable // _sharing(draft) else "activations"
-        _refuse(draft, term, _whole(draft, terms[term]), "a smaller or more strongly quantized model")
+        _refuse(draft, term, _whole(draft, terms[term]), _smaller(draft))
     if draft.wishes.settings.host_cache:
         ranks = len(draft.ranks)
         taken = ranks * memory.LIBRARIES_CPU if draft.cuda else sum(rank.spent for rank in draft.ranks) - host
         tiers.check_host_memory(draft.wishes.settings.host_cache, free_main, taken)
+
+
+def _smaller(draft: Draft) -> str:
+    """The next format of weights that would fit, or that the model has to be a smaller one."""
+    wishes, rank = draft.wishes, draft.tightest
+    for name in AUTO[1:]:
+        whole = memory.weights_bytes(wishes.facts, wishes.dtype, name, draft.cuda)
+        held = whole * rank.facts.parameters // wishes.facts.parameters
+        freed = dict(rank.terms)["weights"] - held
+        if freed > 0 and _whole(draft, rank.spent - freed) < rank.target.usable:
+            return f"--weights {name} ({human_bytes(_whole(draft, held))})"
+    return "a smaller or more strongly quantized model"
 
 
 def choose_pool(draft: Draft) -> tuple[int, str]:

@@ -26,6 +26,7 @@ class Target:
         usable: bytes of those that a plan may take.
         native_bfloat16: whether it multiplies bfloat16 in hardware.
         reason: why this device, as a sentence.
+        capability: a GPU's compute capability; None of a processor.
     """
 
     device: str
@@ -34,6 +35,7 @@ class Target:
     free: int
     native_bfloat16: bool
     reason: str
+    capability: tuple[int, int] | None = None
 
     @property
     def usable(self) -> int:
@@ -93,6 +95,7 @@ def _gpu_target(number: int, gpu: Gpu, count: int) -> Target:
         free=gpu.free,
         native_bfloat16=gpu.capability >= (8, 0),
         reason=f"GPU {number} ({gpu.name}) computes: {human_bytes(gpu.free)} are free on it{among}.",
+        capability=gpu.capability,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -103,12 +103,17 @@ def _retype(module: nn.Module, name: str, dtype: torch.dtype) -> None:
         module._buffers[name] = buffer.to(dtype)
 
 
-def materialize(model: nn.Module, device: torch.device) -> None:
-    """Gives every parameter memory on `device`, without values, and moves the buffers there. Tied ones stay one."""
+def materialize(
+    model: nn.Module, device: torch.device, waits: Callable[[nn.Module], bool] = lambda module: False
+) -> None:
+    """Gives every parameter memory on `device`, without values, and moves the buffers there. Tied ones stay one.
+
+    waits: says of which modules the parameters stay on meta.
+    """
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
-            if parameter is None:
+            if parameter is None or waits(module):
                 continue
             if id(parameter) not in made:
                 empty = torch.empty_like(parameter, device=device)

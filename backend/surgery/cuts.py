@@ -115,7 +115,7 @@ def _cut_attention(cuts: Cuts, record: FlowRecord, layer: TracedLayer, division:
     shares = divide_heads(layer.heads, cache.kv_heads, division.attention)
     share = shares[division.rank]
     scope = _Scope.of(record, f"{layer.name}.")
-    output = _output_layer(record, scope, call)
+    output = _output_layer(record, scope, call, layer.heads)
     if output is None:
         return False
     name, columns = output
@@ -145,53 +145,21 @@ def _cut_attention(cuts: Cuts, record: FlowRecord, layer: TracedLayer, division:
     return True
 
 
-def _output_layer(record: FlowRecord, scope: _Scope, call: AttentionCall) -> tuple[str, Tensor] | None:
+def _output_layer(record: FlowRecord, scope: _Scope, call: AttentionCall, heads: int) -> tuple[str, Tensor] | None:
     """The one linear layer that heads end in, with the head [in] that each of its columns comes from."""
     found: list[tuple[str, Tensor]] = []
     for name in scope.outputs:
         sink = record.inputs[name]
-        (ends,) = owners(sink, torch.arange(sink.shape[-1]), [call.out], dim=-1)
+        (ends,) = owners(sink, torch.arange(sink.shape[-1]), [call.out])
         if ends is None:
             continue
-        columns = _columns_of_heads(sink, call.out)
-        if columns is None:
+        # Each element of each head has to end in a column of its own.
+        if ends.units is None or len(ends.units.unique()) != sink.shape[-1] or bool((ends.units == NOTHING).any()):
             return None
+        columns = torch.empty(sink.shape[-1], dtype=torch.long)
+        columns[ends.units] = torch.arange(heads).repeat_interleave(sink.shape[-1] // heads)
         found.append((name, columns))
     return found[0] if len(found) == 1 else None
-
-
-def _columns_of_heads(sink: Tensor, out: Tensor) -> Tensor | None:
-    """The head [in] that each column of the sink [1, T, in] comes from; None where one comes from several."""
-    heads, size = out.shape[2:]
-    flat = torch.autograd.grad(sink, out, grad_outputs=torch.ones_like(sink), retain_graph=True)[0]
-    if flat is None or heads * size != sink.shape[-1]:
-        return None
-    # Every element of every head in turn would be many passes; a coded one tells the column of each.
-    ends = _elements(sink, out)
-    if ends is None:
-        return None
-    columns = torch.full((sink.shape[-1],), NOTHING)
-    columns[ends.flatten()] = torch.arange(heads).repeat_interleave(size)
-    return None if bool((columns == NOTHING).any()) else columns
-
-
-def _elements(sink: Tensor, out: Tensor) -> Tensor | None:
-    """[heads * D]: the column in which each element of `out` [1, T, heads, D] ends."""
-    total = torch.zeros(out.shape[2] * out.shape[3], dtype=torch.long)
-    weights = torch.rand(sink.shape, generator=torch.Generator().manual_seed(29)) + 0.5
-    plain = torch.autograd.grad(sink, out, grad_outputs=weights, retain_graph=True)[0].flatten(2)
-    place = 1
-    while place <= sink.shape[-1]:
-        digits = torch.arange(sink.shape[-1]) // place % 256
-        coded = torch.autograd.grad(sink, out, grad_outputs=weights * (digits + 1), retain_graph=True)[0].flatten(2)
-        ratio = (coded / plain)[0]
-        if not bool(torch.isfinite(ratio).all()) or bool(((ratio - ratio.round()).abs() > 0.02).any()):
-            return None
-        if bool((ratio.round() != ratio[:1].round()).any()):
-            return None
-        total += (ratio[0].round().long() - 1) * place
-        place *= 256
-    return total if len(total.unique()) == len(total) else None
 
 
 def _cut_mlps(cuts: Cuts, record: FlowRecord, traced: Traced, division: Division) -> None:

@@ -13,11 +13,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from backend.planner.model_facts import ModelFacts
 from backend.surgery.build import build_for_trace
+from backend.surgery.latent import EXPANSION
 from backend.surgery.latent_probe import LatentProbe
 from backend.surgery.parameter_parts import parameter_parts
 from backend.surgery.refusal import unsupported
 from backend.surgery.rope import RopeLengths, replace_rope
+from backend.surgery.store import linear_shapes
 from backend.surgery.trace import Traced, trace
+from quant.weight_sizes import LinearShape
 
 # Layers with a recurrent or convolutional state keep it outside K and V; none of these words names an attention module.
 _STATE_ATTRIBUTES = ("conv1d", "A_log", "dt_bias", "ssm_state_size")
@@ -69,6 +72,7 @@ def trace_model(config: PreTrainedConfig) -> tuple[ModelFacts, Traced]:
         native_dtype=str(config.dtype or "float32").removeprefix("torch."),
         active_experts=_active_experts(text),
         **parameter_parts(model, traced.layers).facts(),
+        linears=_linears(model, traced),
     )
     return facts, traced
 
@@ -77,6 +81,12 @@ def own_facts(facts: ModelFacts, traced: Traced) -> ModelFacts:
     """The facts of one rank's part, which has heads of its own; sizes of the whole model stay."""
     layers = tuple(layer.cache for layer in traced.layers)
     return replace(facts, layers=layers, heads=tuple(layer.heads for layer in traced.layers))
+
+
+def _linears(model: PreTrainedModel, traced: Traced) -> tuple[tuple[LinearShape, int], ...]:
+    """Linears by their shapes; those that expand latents are no linears after surgery."""
+    expansions = frozenset(f"{layer.name}.{EXPANSION}" for layer in traced.layers if layer.latent is not None)
+    return tuple(linear_shapes(model, expansions))
 
 
 @contextmanager

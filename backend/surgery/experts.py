@@ -30,16 +30,17 @@ def run_experts(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_
 
     Choices are numbered among all experts and equal on all ranks; what lies elsewhere, and an index past the last,
     adds nothing here, and the sum over ranks is one all-reduce. On a GPU nothing waits for the host. On the CPU a loop
-    over the experts that have tokens is faster, and reads no other expert's weights. Without data only the shape
-    counts.
+    over the experts that have tokens is faster, and reads no other expert's weights; experts stored one by one
+    (`store`) have no other way. Without data only the shape counts.
     """
     if hidden_states.is_meta:
         return torch.empty_like(hidden_states)
     share = share_of(experts)
-    fused = fused_experts(experts, share, hidden_states)
+    apart = hasattr(experts, "stored_experts")
+    fused = None if apart else fused_experts(experts, share, hidden_states)
     if fused is not None:
         out = _fused(experts, share, fused, hidden_states, top_k_index, top_k_weights)
-    elif hidden_states.device.type == "cpu" or _norm_before_sum(experts, share):
+    elif apart or hidden_states.device.type == "cpu" or _norm_before_sum(experts, share):
         out = _loop(experts, share, hidden_states, top_k_index, top_k_weights)
     else:
         out = _grouped(experts, share, hidden_states, top_k_index, top_k_weights)
@@ -50,8 +51,12 @@ def run_experts(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_
 
 def share_of(experts: Any) -> ExpertShare:
     """The module's share; all experts where it was not divided."""
-    total = experts.down_proj.shape[0]
-    return getattr(experts, "share", None) or ExpertShare(0, total, total)
+    share: ExpertShare | None = getattr(experts, "share", None)
+    if share is not None:
+        return share
+    stored = getattr(experts, "stored_experts", None)
+    total = experts.down_proj.shape[0] if stored is None else stored["down_proj"].count
+    return ExpertShare(0, total, total)
 
 
 def _norm_before_sum(experts: Any, share: ExpertShare) -> bool:
@@ -107,6 +112,8 @@ def _one_expert(experts: Any, share: ExpertShare, expert: int, x: Tensor) -> Ten
 
 def _multiply(experts: Any, name: str, expert: int, x: Tensor, *, biased: bool = True) -> Tensor:
     """The one place where an expert's weight is multiplied on a processor."""
+    if hasattr(experts, "stored_experts"):
+        return experts.stored_experts[name].multiply(expert, x)
     weight = getattr(experts, name)[expert]
     product = x @ (weight if experts.is_transposed else weight.T)
     return product + getattr(experts, f"{name}_bias")[expert] if experts.has_bias and biased else product

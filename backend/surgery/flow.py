@@ -32,7 +32,7 @@ _MOST_ELEMENTS = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class AttentionCall:
-    """What an attention module handed over, [1, heads, T, D] each, and the numbers it was given for it."""
+    """What an attention module handed over, [1, heads, T, D] each, and the numbers it was given, [1, T, heads * Dv]."""
 
     query: Tensor
     key: Tensor
@@ -107,12 +107,12 @@ class FlowModel:
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None) -> Tensor:
         """The attention function of a run: notes its arguments, answers with numbers [1, T, heads, Dv]."""
-        name = self._names[module]
+        name, size = self._names[module], value.shape[-1]
         heads = self._full.setdefault(name, query.shape[1])
-        numbers = _numbers(f"{name} out", 1, TOKENS, heads, value.shape[-1])
-        out = self._leaf(numbers if name not in self.kept else numbers[:, :, self.kept[name]])
+        numbers = _numbers(f"{name} out", 1, TOKENS, heads, size)
+        out = self._leaf((numbers if name not in self.kept else numbers[:, :, self.kept[name]]).flatten(2))
         self._record.attention[name] = AttentionCall(query, key, value, sinks, out)
-        return out.clone()
+        return out.unflatten(-1, (-1, size)).clone()
 
     def opaque(self, like: Tensor, name: str) -> Tensor:
         """Numbers in the shape of `like` whose use shows."""

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from quant.weight_format import Linear
+
 LinearKernel = Callable[[Tensor], Tensor]
 
 
@@ -30,6 +32,7 @@ class ServedLinear(nn.Module):
         kernel: maps [..., in] to [..., out]; the plain product until `adopt` puts a stored one in its place.
         finish: what is done to the product before it is handed on; where a layer is divided over ranks, they add up
             or gather what each computed.
+        stored: the weight in a format of its own, once it was adopted.
     """
 
     weight: nn.Parameter
@@ -39,11 +42,12 @@ class ServedLinear(nn.Module):
         self.weight, self.bias, self.parts = weight, bias, parts
         self.kernel: LinearKernel = self.multiply
         self.finish: LinearKernel | None = None
+        self.stored: Linear | None = None
         self.out_features, self.in_features = weight.shape
 
-    def adopt(self, kernel: LinearKernel) -> None:
-        """Computes with `kernel` from now on, which holds the weight and bias itself."""
-        self.kernel = kernel
+    def adopt(self, stored: Linear) -> None:
+        """Computes with `stored` from now on, which holds the weight and bias itself."""
+        self.kernel = self.stored = stored
         self._parameters.update(weight=None, bias=None)
 
     def multiply(self, x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from backend.parallel.division import Division
 from backend.parallel.group import Group
 from backend.parallel.quiet_group import QuietGroup
 from backend.surgery import hook
+from backend.surgery.arrivals import Arrivals
 from backend.surgery.build import build, materialize
 from backend.surgery.describe import own_facts, trace_model
 from backend.surgery.divide import divide_model, finish_division
@@ -24,6 +25,8 @@ from backend.surgery.operate import operate
 from backend.surgery.places import Places
 from backend.surgery.rope import RopeLengths
 from backend.surgery.safetensors_weights import read_safetensors
+from backend.surgery.store import held_bytes
+from quant.weight_format import WeightFormat
 
 
 def read_config(files: ModelFiles) -> PreTrainedConfig:
@@ -51,12 +54,14 @@ def load_model(
     on_progress: Callable[[int, int], None],
     division: Division | None = None,
     group: Group | None = None,
+    stored: WeightFormat | None = None,
 ) -> ServedModel:
     """The model, ready to serve, with weights and activations in `dtype` on `device`.
 
     on_progress: called with the bytes read so far and all bytes, often; the last call has both equal.
     division, group: for one rank of several: its part of the model, which computes with the others' through the group;
     `facts` are then the rank's own, and logits are right on the first rank, zeros on the others.
+    stored: a format other than the model's own, in which each linear is put as soon as it has been read.
 
     Raises:
         UnsupportedModelError: a model that this version does not serve.
@@ -76,8 +81,9 @@ def load_model(
     lengths = RopeLengths()
     regimes = operate(model, traced, lengths)
     hand_on(model, traced.unhanded, "context")
-    materialize(model, device)
-    places = Places(model, files.name, divided and divided.tensors, divided.zeros if divided else frozenset())
+    arrivals = Arrivals(model, stored, device) if stored is not None else None
+    materialize(model, device, arrivals.waits if arrivals else lambda module: False)
+    places = Places(model, files.name, arrivals, divided and divided.tensors, divided.zeros if divided else frozenset())
     read(places, on_progress)
     places.check_complete()
     if divided is not None:
@@ -87,7 +93,7 @@ def load_model(
         facts=facts,
         dtype=dtype,
         device=device,
-        weights_bytes=sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
+        weights_bytes=held_bytes(model),
         recompute_lengths=regimes.recompute_lengths,
         scaled_past=regimes.scaled_past,
         lengths=lengths,

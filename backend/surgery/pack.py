@@ -14,7 +14,8 @@ from backend.surgery.glu import GluStep
 from backend.surgery.linears import ServedLinear, served_linears
 from backend.surgery.model import ServedModel
 from backend.surgery.norm import ServedRMSNorm
-from quant.weight_format import Linear, WeightFormat
+from backend.surgery.store import held_bytes, store_model
+from quant.weight_format import WEIGHT_FORMATS, Linear, WeightFormat
 
 if TYPE_CHECKING:
     from quant.cpu.team import Team
@@ -37,23 +38,24 @@ class TiedEmbedding(nn.Module):
 def pack_model(model: ServedModel, weight_format: WeightFormat, team: Team | None) -> ServedModel:
     """The same model, with its linears in `weight_format` and kernels chosen; weights that were copied are dropped.
 
-    Linear by linear, so that no more than one weight is held twice at a time. The model must not be used while this
-    runs, and its modules are changed in place. `team`: the threads that compute, on a processor.
+    Linear by linear, so that no more than one weight is held twice at a time. The output layer and what chooses experts
+    stay in the model's own dtype. The model must not be used while this runs, and its modules are changed in place.
+    `team`: the threads that compute, on a processor.
     """
     module: Any = model.module
-    output = module.get_output_embeddings()
-    packed = 0
+    output, own = module.get_output_embeddings(), WEIGHT_FORMATS["model"]
+    if weight_format.name != own.name:
+        store_model(model.module, weight_format)
     for _, linear in list(served_linears(model.module)):
-        stored = weight_format.linear(linear.weight, linear.bias, team, exact=linear is output)
-        _tie(model.module, linear, stored)
-        linear.adopt(stored)
-        packed += stored.bytes
+        if linear.stored is None:
+            stored = own.linear(linear.weight, linear.bias, team, exact=linear is output)
+            _tie(model.module, linear, stored)
+            linear.adopt(stored)
     if team is not None:
         _use_processor_kernels(model.module, team)
         with model.alone():
             _fuse_layers(model, team)
-    left = sum(parameter.nbytes for parameter in model.module.parameters())
-    return replace(model, weights_bytes=packed + left)
+    return replace(model, weights_bytes=held_bytes(model.module))
 
 
 def _tie(module: nn.Module, linear: ServedLinear, stored: Linear) -> None:

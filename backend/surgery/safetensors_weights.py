@@ -20,6 +20,9 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from backend.errors import BrokenModelError
 from backend.library.files import ModelFiles
 from backend.surgery.cuts import Cut
+from backend.surgery.packings.packing import Packing
+from backend.surgery.packings.source import TensorSource
+from backend.surgery.packings.table import PACKINGS
 from backend.surgery.places import Places
 
 
@@ -45,12 +48,22 @@ def read_safetensors(model: PreTrainedModel, files: ModelFiles) -> Callable[[Pla
     with ExitStack() as stack:
         shards = [stack.enter_context(safe_open(path, framework="pt")) for path in files.weights]
         names = [name for shard in shards for name in shard.keys()]  # noqa: SIM118 - not a mapping
-    reading = _assign(model, names, files.name)
+    source = TensorSource(names, _packing(model), files.name)
+    reading = _assign(model, source.names, files.name)
 
     def read(places: Places, on_progress: Callable[[int, int], None]) -> None:
-        _Reader(files, places, on_progress).read(reading, model)
+        _Reader(files, source, places, on_progress).read(reading, model)
 
     return read
+
+
+def _packing(model: PreTrainedModel) -> Packing | None:
+    """How the files' weights are packed, as config.json has it."""
+    quantization: Any = getattr(model.config, "quantization_config", None)
+    if quantization is None:
+        return None
+    stated: dict[str, Any] = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    return PACKINGS[str(stated["quant_method"])](stated)
 
 
 def _assign(model: PreTrainedModel, names: list[str], file: str) -> _Reading:
@@ -92,8 +105,10 @@ def _ignorable(model: PreTrainedModel, name: str) -> bool:
 class _Reader:
     """Walks a _Reading with all shards open."""
 
-    def __init__(self, files: ModelFiles, places: Places, on_progress: Callable[[int, int], None]) -> None:
-        self._files, self._places, self._on_progress = files, places, on_progress
+    def __init__(
+        self, files: ModelFiles, source: TensorSource, places: Places, on_progress: Callable[[int, int], None]
+    ) -> None:
+        self._files, self._source, self._places, self._on_progress = files, source, places, on_progress
         self._total = sum(Path(path).stat().st_size for path in files.weights)
         self._done = 0
         self._shards: dict[str, Any] = {}
@@ -112,7 +127,13 @@ class _Reader:
         self._on_progress(self._total, self._total)
 
     def _tensor(self, name: str, span: tuple[int, range] | None = None) -> Tensor:
-        """All of a tensor, or of a dimension of it a range, which alone is read."""
+        """All of a tensor, or of a dimension of it a range; of one that is not packed, only that is read."""
+        if span is not None and not self._source.packs(name):
+            return self._stored(name, span)
+        tensor = self._source.tensor(name, self._stored)
+        return tensor if span is None else tensor.narrow(span[0], span[1].start, len(span[1]))
+
+    def _stored(self, name: str, span: tuple[int, range] | None = None) -> Tensor:
         tensor: Tensor
         if span is None:
             tensor = self._shards[name].get_tensor(name)

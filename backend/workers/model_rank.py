@@ -123,5 +123,13 @@ def _take_device(plan: Plan, rank: int) -> torch.device:
 def _open_group(order: Load, device: torch.device) -> Group:
     from backend.parallel.open_group import open_group
 
-    folder = Path(order.meeting.folder)
-    return open_group(order.rank, len(order.plan.ranks), device, folder, generation=order.meeting.generation)
+    settings, meeting = order.settings, order.meeting
+    return open_group(
+        order.rank,
+        len(order.plan.ranks),
+        device,
+        Path(meeting.folder),
+        generation=meeting.generation,
+        limit=settings.collective_timeout,
+        only=settings.collectives,
+    )

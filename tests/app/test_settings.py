@@ -55,6 +55,9 @@ def test_the_engine_gets_what_was_asked() -> None:
     spread = load_settings(tp="3", experts="expert").engine(files)
     assert (spread.tensor_parallel, spread.experts) == (3, "expert")
     assert load_settings(tp="auto").engine(files).tensor_parallel is None
+    assert (spread.collectives, spread.collective_timeout) == ((), 60.0)
+    named = load_settings(collectives="nccl, host", collective_timeout="5").engine(files)
+    assert (named.collectives, named.collective_timeout) == (("nccl", "host"), 5.0)
 
 
 def test_tiers_and_formats_reach_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +87,7 @@ def test_tiers_and_formats_reach_the_engine(tmp_path: Path, monkeypatch: pytest.
         ({"kv_format": "k=int8,k=fp8"}, "--kv-format cannot be"),
         ({"disk_cache": "auto"}, "--disk-cache cannot be"),
         ({"disk_cache": "-1"}, "--disk-cache cannot be '-1'"),
-        ({"weights": "nf4"}, "--weights nf4 is not available"),
+        ({"weights": "int4"}, "--weights cannot be 'int4'"),
         ({"host_cache": "lots"}, "--host-cache cannot be 'lots'"),
         ({"fallback": "starter"}, "--fallback starter is not available"),
         ({"port": "70000"}, "--port cannot be '70000'"),

@@ -57,9 +57,10 @@ def test_the_key_changes_with_all_that_the_figures_depend_on(files: ModelFiles) 
     others = {
         accuracy_key(files, "float16", "cuda:0", machine),
         accuracy_key(files, "bfloat16", "cpu", cpu_machine()),
+        accuracy_key(files, "bfloat16", "cuda:0", machine, "int8"),
     }
     (Path(files.folder) / "config.json").write_text('{"rope_theta": 5}')
     others.add(accuracy_key(files, "bfloat16", "cuda:0", machine))
     Path(files.weights[0]).write_bytes(b"retrained")
     others.add(accuracy_key(files, "bfloat16", "cuda:0", machine))
-    assert len(others - {key}) == 4
+    assert len(others - {key}) == 5

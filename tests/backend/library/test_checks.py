@@ -272,8 +272,8 @@ def test_kinds_that_are_not_served_are_named(tmp_path: Path) -> None:
     files = model(tmp_path, {"a.safetensors": {"first": FIRST}}, model_type="bert_of_tomorrow")
     with pytest.raises(UnsupportedModelError, match="'bert_of_tomorrow'"):
         check(files)
-    (tmp_path / "config.json").write_text('{"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}')
-    with pytest.raises(UnsupportedModelError, match="packed by gptq"):
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "quantization_config": {"quant_method": "aqlm"}}')
+    with pytest.raises(UnsupportedModelError, match="packed by aqlm"):
         check(files)
     (tmp_path / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoModel": "x.Y"}}')
     with pytest.raises(UnsupportedModelError, match="never runs code"):

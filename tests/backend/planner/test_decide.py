@@ -98,7 +98,8 @@ def test_the_gpu_with_the_most_free_memory_computes() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"weights": "nf4"}, "--weights nf4"),
+        ({"weights": "int4"}, "--weights int4 is not known"),
+        ({"weights": "fp8"}, "--weights fp8 needs a GPU"),
         ({"kv_format": "nf4"}, "--kv-format nf4"),
         ({"kv_format": "k=int8,k=fp8"}, "k=FORMAT,v=FORMAT"),
         ({"host_cache": -1}, "--host-cache -1"),

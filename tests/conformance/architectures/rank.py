@@ -14,12 +14,12 @@ from torch import Tensor
 from backend.errors import UnsupportedModelError
 from backend.parallel.division import Division
 from backend.parallel.group import Group
+from backend.parallel.open_group import open_group
 from backend.surgery.load import load_model
 from backend.surgery.model import ServedModel
 from tests.conformance.architectures.messages import Job, Reply
 from tests.fakes.attention_context import PlainAttentionContext, SequenceCache
 from tests.fakes.decode import decode
-from tests.fakes.gloo_group import PlainGlooGroup
 
 _CHUNK = 7  # no prompt's length is a multiple of it, and none of the windows
 _SECONDS = 30.0
@@ -39,7 +39,9 @@ def _answer(job: Job, rank: int, folder: Path) -> Reply:
     size = len(job.attention)
     if size == 1:
         return _answer_in(job, None, None)
-    group = PlainGlooGroup(rank, size, folder / job.generation, _SECONDS)
+    group = open_group(
+        rank, size, torch.device("cpu"), folder, generation=job.generation, limit=_SECONDS, only=("gloo",)
+    )
     try:
         return _answer_in(job, Division(rank, job.attention, job.mlp, job.experts), group)
     finally:
