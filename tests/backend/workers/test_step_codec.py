@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -204,3 +205,14 @@ def test_a_schedulers_batches_arrive_as_they_were_made(seed: int) -> None:
     wire = Wire(len(layout.groups))
     for batch in scheduled(layout, Random(seed)):
         wire.check(batch)
+
+
+def test_a_window_that_slides_costs_few_bytes() -> None:
+    wire, prompt, output, pages = Wire(1), [1] * 100, [7], list(range(1000, 1250))
+    for step in range(20):
+        part = decoding(0, prompt, output, pages, Sampling())
+        wire.check(Batch(step, (replace(part, spans=(PageSpan(step, pages),)),)))
+        assert step == 0 or wire.bytes < 60
+        output.append(step)
+        del pages[0]
+        pages.append(step)
