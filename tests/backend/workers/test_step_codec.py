@@ -209,8 +209,9 @@ def test_a_schedulers_batches_arrive_as_they_were_made(seed: int) -> None:
 
 def test_a_window_that_slides_costs_few_bytes() -> None:
     wire, prompt, output, pages = Wire(1), [1] * 100, [7], list(range(1000, 1250))
+    sampling = Sampling()
     for step in range(20):
-        part = decoding(0, prompt, output, pages, Sampling())
+        part = decoding(0, prompt, output, pages, sampling)
         wire.check(Batch(step, (replace(part, spans=(PageSpan(step, pages),)),)))
         assert step == 0 or wire.bytes < 60
         output.append(step)
