@@ -79,6 +79,10 @@ class Engine:
             return None
         return self._output([], [], self._clock())
 
+    def close(self) -> None:
+        """Frees the device; no call follows."""
+        self._executor.close()
+
     def statistics(self) -> EngineStatistics:
         """A snapshot."""
         return msgspec.structs.replace(
