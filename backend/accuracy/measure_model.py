@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from backend.accuracy.automatic import candidates, own
 from backend.accuracy.choose import BOTH, VALUES_ONLY, choose
 from backend.accuracy.measure import FIRST_STOP, Limits, measure
@@ -33,7 +35,8 @@ def measure_model(request: AccuracyRequest, on_progress: OnProgress) -> Accuracy
         ShardwiseError: the model cannot be served here, or the request asks for a longer context than there is.
     """
     on_progress("read", 0, 0)
-    settings, machine = request.settings, read_machine()
+    # On one device: what a format does to answers is the same on several.
+    settings, machine = msgspec.structs.replace(request.settings, tensor_parallel=1), read_machine()
     plan = plan_engine(settings)
     text = text_tokens(settings.files, plan.max_context)
     tokens = _longest(request, plan, describe(read_config(settings.files)), len(text))

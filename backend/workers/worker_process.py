@@ -7,6 +7,7 @@ a rank does is RankWork's; the other end of the sockets is `worker_child`'s.
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import signal
 import socket
@@ -162,6 +163,9 @@ def _explanation(error: BaseException) -> str:
 def main(arguments: list[str], open_rank: OpenRank) -> None:
     """The process. `open_rank` is called when the heart beats already: imports may take long."""
     faulthandler.enable()
+    # What the rank chose and measured, by what means it adds up for one, belongs into its log.
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("shardwise").setLevel(logging.INFO)
     # A terminal's Ctrl+C is the server's to interpret: it may want to drain first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
