@@ -16,10 +16,11 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import nn
 
+from backend.planner.hosted import BUFFERS
 from backend.surgery.hosted_layer import HostedLayer
 from backend.surgery.model import ServedModel
 from backend.surgery.store import held_bytes
-from backend.surgery.weight_lane import BUFFERS, WeightLane, weight_lane_of
+from backend.surgery.weight_lane import WeightLane, weight_lane_of
 from kvcache.tiers.host import HostMemory
 
 

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-BUFFERS = 2
+from backend.planner.hosted import BUFFERS
 
 
 class WeightLane(Protocol):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from backend.parallel.division import Division
+from backend.planner.hosted import BUFFERS
 from backend.surgery.build import build
 from backend.surgery.decoder_layers import decoder_layers
 from backend.surgery.describe import trace_model
@@ -23,7 +24,6 @@ from backend.surgery.load import load_model
 from backend.surgery.model import ServedModel
 from backend.surgery.pack import pack_model
 from backend.surgery.store import held_bytes
-from backend.surgery.weight_lane import BUFFERS
 from quant.weight_format import WEIGHT_FORMATS
 from tests.fakes.attention_context import PlainAttentionContext, SequenceCache
 from tests.fakes.thread_group import on_ranks, thread_groups
