@@ -171,7 +171,8 @@ def _check_host(one: Draft, machine: Machine) -> None:
         f"The layers do not fit main memory: they need {human_bytes(one.hosted.host_bytes)} there.",
         f"{human_bytes(machine.memory.available)} are free, of which a tenth stays free, and "
         f"{human_bytes(len(one.ranks) * memory.LIBRARIES_CPU)} are the libraries'.",
-        "Two ways out: --weights nf4 or a smaller model, or free memory there.",
+        f"Two ways out: {'' if one.wishes.weight_format == 'nf4' else '--weights nf4 or '}a smaller model, or free "
+        "memory there.",
     )
 
 

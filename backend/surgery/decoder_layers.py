@@ -9,7 +9,7 @@ from torch import nn
 
 
 def decoder_layers(model: nn.Module, attention: Iterable[str]) -> tuple[str, ...]:
-    """Paths of the layers, in the order of the model's own lists of them, that share no parameter with anything else.
+    """Paths of the layers, in the order of the model's own lists of them, none of whose parameters has two users.
 
     attention: paths of the attention modules; a layer is what the outermost list around one of them is made of.
     """
@@ -31,6 +31,4 @@ def _list_around(model: nn.Module, name: str) -> str | None:
 
 
 def _alone(layer: nn.Module, users: Counter[int]) -> bool:
-    """Whether all users of the layer's parameters are in it."""
-    own = Counter(id(one) for module in layer.modules() for one in module._parameters.values() if one is not None)
-    return all(users[key] == count for key, count in own.items())
+    return all(users[id(one)] == 1 for one in layer.parameters())

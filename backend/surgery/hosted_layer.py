@@ -5,6 +5,7 @@ When they are copied is `layer_stream`'s.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 
 import torch
@@ -52,6 +53,14 @@ class HostedLayer:
             _view(memory.tensor, start, tensor).copy_(tensor)
             tensor.data = _view(buffer, start, tensor)
         self.memory = memory
+        _return_freed_memory()
+
+
+def _return_freed_memory() -> None:
+    """Gives the system back what the weights lay in: glibc would keep it, and a model lie in memory twice."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _view(memory: Tensor, start: int, like: Tensor) -> Tensor:
