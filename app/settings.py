@@ -111,6 +111,11 @@ class ServerSettings(BaseSettings):
     host_cache: AutoTierSize = Field(
         None, description="Host memory for pages that left the pool, such as 16GiB; 0 for none of it."
     )
+    host_weights: AutoTierSize = Field(
+        0,
+        description="Host memory for layers that the GPUs have no room for, such as 20GiB: every step copies them, "
+        "which is slow; auto takes what the model needs, 0 is none.",
+    )
     disk_cache: TierSize = Field(
         0, description="Disk space for pages, which outlive the server there, such as 100GiB; 0 for none of it."
     )
@@ -167,6 +172,7 @@ class ServerSettings(BaseSettings):
             max_sequences=self.max_sequences,
             kv_pool=self.kv_pool,
             host_cache=self.host_cache,
+            host_weights=self.host_weights,
             disk_cache=self.disk_cache,
             cache_dir=str(self.page_folder()) if self.disk_cache else "",
             cache_secret=cache_secret,

@@ -129,10 +129,17 @@ def load_served(
         division=None if group is None else plan_division(plan, rank),
         group=group,
         stored=None if plan.weight_format == "model" else weight_format,
+        hosted=plan.hosted.layers if plan.hosted else (),
     )
     on_progress("pack", 0, 0)
     team = _team(device, threads)
-    return pack_model(model, weight_format, team), team
+    model = pack_model(model, weight_format, team)
+    if model.hosted:
+        # It loads accelerate, which no other start need pay for.
+        from backend.surgery.layer_stream import stream_layers
+
+        model = stream_layers(model)
+    return model, team
 
 
 def _check_library(plan: Plan) -> None:

@@ -121,7 +121,7 @@ def _compose(settings: EngineSettings, on_progress: OnProgress, workers: Workers
         recompute_lengths=loaded[0].recompute_lengths,
         scaled_past=loaded[0].scaled_past,
     )
-    workers.ready(on_cpu=any(one.device == "cpu" for one in loaded))
+    workers.ready(slow=plan.hosted is not None or any(one.device == "cpu" for one in loaded))
     gc.collect()
     gc.freeze()
     return ComposedEngine(

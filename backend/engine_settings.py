@@ -19,6 +19,7 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
         weights: weight format ("model" keeps the checkpoint's).
         kv_format: how K and V are stored: "model" (the dtype), "fp8", "int8", "k=F,v=F", or "auto".
         host_cache: bytes of host memory for cached pages; None lets the plan choose, 0 is none.
+        host_weights: bytes of host memory for layers that are streamed from there; None is what is needed, 0 none.
         disk_cache: bytes of disk for cached pages; 0 is none.
         cache_dir: folder of the disk tier; must be set where disk_cache is not 0.
         cache_secret: the installation's secret, which signs pages on disk and separates API keys.
@@ -43,6 +44,7 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
     max_sequences: int | None = None
     kv_pool: int | None = None
     host_cache: int | None = None
+    host_weights: int | None = 0
     disk_cache: int = 0
     cache_dir: str = ""
     cache_secret: bytes = b""

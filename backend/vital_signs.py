@@ -16,7 +16,8 @@ class VitalLimits:
         silence: no message for this long, the heartbeat's included.
         starting_silence: the same before Ready: imports and loading may hold the interpreter's lock for long.
         step: a step may take this long in any case.
-        cpu_step: the same where a rank computes on a CPU, where a chunk of a long prompt takes its time.
+        slow_step: the same where a rank computes on a CPU, where a chunk of a long prompt takes its time, or waits for
+            layers from host memory.
         step_factor: beyond that, a step is hung when it takes this many times the longest one before.
     """
 
@@ -24,7 +25,7 @@ class VitalLimits:
     silence: float = 2.5
     starting_silence: float = 120.0
     step: float = 30.0
-    cpu_step: float = 300.0
+    slow_step: float = 300.0
     step_factor: float = 10.0
 
 
@@ -43,16 +44,19 @@ class VitalSigns:
         """An engine has sent this."""
         self._silent = 0.0
         match message:
-            case Ready(devices=devices):
-                self.ready("cpu" in devices)
+            case Ready(devices=devices, plan=plan):
+                self.ready("cpu" in devices or plan.hosted is not None)
             case Heartbeat(step_seconds=step):
                 self.beat(step)
 
-    def ready(self, on_cpu: bool) -> None:
-        """It has started: from now on it must not be silent for long. on_cpu: whether a rank computes on a CPU."""
+    def ready(self, slow: bool) -> None:
+        """It has started: from now on it must not be silent for long.
+
+        slow: whether a rank computes on a CPU, or has layers in host memory.
+        """
         self._silent = 0.0
         self._silence_limit = self._limits.silence
-        self._step_limit = self._limits.cpu_step if on_cpu else self._limits.step
+        self._step_limit = self._limits.slow_step if slow else self._limits.step
 
     def beat(self, step_seconds: float) -> None:
         """Its heart has beaten; its step has been running for so long, 0 between steps."""

@@ -25,6 +25,12 @@ class Linear(Protocol):
         """What it occupies on its device."""
         ...
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Those of `bytes`. Who keeps them elsewhere between steps exchanges their memory in place (`tensor.data`), and
+        has what they hold back on the device before a call. Empty where they have to stay."""
+        ...
+
     def __call__(self, x: Tensor) -> Tensor:
         """x: [..., depth] -> [..., columns], in x's dtype, or float32 where that was asked for."""
         ...

@@ -39,6 +39,7 @@ def serve(
     max_sequences: Annotated[str | None, _option("max_sequences", "auto|COUNT")] = None,
     kv_pool: Annotated[str | None, _option("kv_pool", "auto|SIZE")] = None,
     host_cache: Annotated[str | None, _option("host_cache", "auto|SIZE")] = None,
+    host_weights: Annotated[str | None, _option("host_weights", "auto|0|SIZE")] = None,
     disk_cache: Annotated[str | None, _option("disk_cache", "SIZE")] = None,
     cache_dir: Annotated[str | None, _option("cache_dir", "auto|FOLDER")] = None,
     step_tokens: Annotated[str | None, _option("step_tokens", "auto|TOKENS")] = None,

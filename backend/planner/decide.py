@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+
+from msgspec.structs import replace
 
 from backend.engine_settings import EngineSettings
-from backend.errors import SettingError
+from backend.errors import OutOfMemoryError, SettingError
 from backend.hardware.machine import Machine
-from backend.planner import memory, tiers
+from backend.planner import hosted, memory, tiers
 from backend.planner.draft import Draft, Wishes, with_host
 from backend.planner.kv_choice import KVChoice, choose_formats
 from backend.planner.model_facts import ModelFacts
@@ -15,7 +18,7 @@ from backend.planner.plan import MemoryTerm, Plan, Rank
 from backend.planner.pool import check_fixed, choose_context, choose_pool
 from backend.planner.ranks import choose_ranks, device_targets
 from backend.planner.target import Target, choose_dtype
-from backend.planner.weight_choice import first_that_fits
+from backend.planner.weight_choice import first_that_fits, smallest
 from kvcache.layout import build_layout, rank_layout
 
 PAGE_TOKENS = 16
@@ -47,10 +50,18 @@ def decide(
     _check(settings, facts, machine)
     targets = device_targets(settings, machine)
 
-    def plan(weights: str, reason: str) -> Plan:
-        return _decide(settings, facts, machine, targets, weights, reason, weights_bytes, measured)
+    device = _oldest(targets)
 
-    return first_that_fits(settings.weights, _oldest(targets), plan, held)
+    def plan(weights: str, reason: str, wanted: EngineSettings = settings) -> Plan:
+        return _decide(wanted, facts, machine, targets, weights, reason, weights_bytes, measured)
+
+    if settings.host_weights is not None:
+        return first_that_fits(settings.weights, device, plan, held)
+    resident = partial(plan, wanted=replace(settings, host_weights=0))
+    try:
+        return first_that_fits(settings.weights, device, resident, held)
+    except OutOfMemoryError:
+        return plan(*smallest(settings.weights, device, held))
 
 
 def _decide(
@@ -72,17 +83,18 @@ def _decide(
     layout = build_layout(facts.layers, memory.ELEMENT_BYTES[dtype], PAGE_TOKENS, choice.formats)
     wishes = Wishes(settings, facts, layout, dtype, step_tokens, max_sequences, weights_bytes, weights)
     chosen = choose_ranks(wishes, machine, targets)
-    page_bytes = chosen.draft.page_bytes
-    host_pages, host_reason = tiers.host_pages(settings, machine, targets[0], page_bytes)
+    draft = hosted.host_layers(chosen.draft, machine)
+    page_bytes, in_host = draft.page_bytes, draft.hosted.host_bytes if draft.hosted else 0
+    host_pages, host_reason = tiers.host_pages(settings, machine, targets[0], page_bytes, in_host)
     disk_bytes, cache_dir, disk_reason = tiers.disk(settings, page_bytes)
-    draft = with_host(chosen.draft, host_pages)
+    draft = with_host(draft, host_pages)
     check_fixed(draft, machine.memory.available)
     pages, pool_reason = choose_pool(draft)
     max_context, context_reason = choose_context(draft, pages)
     threads, threads_reason = _threads(settings, machine, targets[0], len(draft.ranks))
     reasons = (
-        *chosen.reasons, dtype_reason, weights_reason, choice.reason, pool_reason, host_reason, disk_reason,
-        context_reason, step_reason, threads_reason,
+        *chosen.reasons, dtype_reason, weights_reason, hosted.reason(draft), choice.reason, pool_reason, host_reason,
+        disk_reason, context_reason, step_reason, threads_reason,
     )  # fmt: skip
     link = draft.team.link
     return Plan(
@@ -109,6 +121,7 @@ def _decide(
         experts=draft.shares.experts,
         visible_gpus=tuple(gpu.uuid for gpu in machine.gpus) if draft.cuda else (),
         peer_writes=link is None or link.kind != "host",
+        hosted=draft.hosted,
     )
 
 
@@ -157,6 +170,7 @@ def _check(settings: EngineSettings, facts: ModelFacts, machine: Machine) -> Non
         ("--max-sequences", settings.max_sequences, 1),
         ("--kv-pool", settings.kv_pool, 1),
         ("--host-cache", settings.host_cache, 0),
+        ("--host-weights", settings.host_weights, 0),
         ("--disk-cache", settings.disk_cache, 0),
         ("--step-tokens", settings.step_tokens, 1),
         ("--threads", settings.threads, 1),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from backend.engine_settings import EngineSettings
 from backend.planner import memory
 from backend.planner.links import Link
 from backend.planner.model_facts import ModelFacts
+from backend.planner.plan import HostedLayers
 from backend.planner.shares import Shares, of_rank
 from backend.planner.speed import token_seconds
 from backend.planner.target import Target
@@ -72,13 +73,18 @@ class RankDraft:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """All ranks. `host_pages` lie in main memory: a processor's ranks have a term for them, a GPU's do not."""
+    """All ranks. `host_pages` lie in main memory: a processor's ranks have a term for them, a GPU's do not.
+
+    `hosted` layers do so, too; `slower` is for a refusal: the setting that would have them there, and its cost.
+    """
 
     wishes: Wishes
     team: Team
     shares: Shares
     ranks: tuple[RankDraft, ...]
     host_pages: int = 0
+    hosted: HostedLayers | None = None
+    slower: str = ""
 
     @property
     def cuda(self) -> bool:
@@ -131,12 +137,12 @@ def draft(wishes: Wishes, team: Team, shares: Shares) -> Draft:
 def with_host(plain: Draft, host_pages: int) -> Draft:
     """The draft beside a host cache; on a processor, it takes from what the pool may have."""
     if plain.cuda or not host_pages:
-        return Draft(plain.wishes, plain.team, plain.shares, plain.ranks, host_pages)
+        return replace(plain, host_pages=host_pages)
     ranks = tuple(
         RankDraft(rank.target, rank.facts, rank.page_bytes, (*rank.terms, ("host cache", host_pages * rank.page_bytes)))
         for rank in plain.ranks
     )
-    return Draft(plain.wishes, plain.team, plain.shares, ranks, host_pages)
+    return replace(plain, ranks=ranks, host_pages=host_pages)
 
 
 def _rank(wishes: Wishes, team: Team, own: ModelFacts, number: int) -> RankDraft:

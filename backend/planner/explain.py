@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backend.planner.plan import Plan, Rank
+from backend.planner.plan import HostedLayers, Plan, Rank
 from backend.planner.units import human_bytes
 
 
@@ -22,6 +22,7 @@ def explain(plan: Plan) -> str:
             f"{human_bytes(plan.pages * plan.page_bytes)} in all",
         ),
         ("token", f"{plan.token_bytes:,} bytes of kv over all layers, scales included"),
+        *([("streamed", _streamed(plan.hosted))] if plan.hosted else []),
         ("host cache", _host(plan)),
         ("disk cache", f"{human_bytes(plan.disk_bytes)} in {plan.cache_dir}" if plan.disk_bytes else "none"),
         ("threads", str(plan.threads)),
@@ -30,6 +31,13 @@ def explain(plan: Plan) -> str:
     for rank in plan.ranks:
         lines += ["", *_memory_lines(rank, plan)]
     return "\n".join([*lines, "", "why", *(f"  - {reason}" for reason in plan.reasons)])
+
+
+def _streamed(hosted: HostedLayers) -> str:
+    return (
+        f"{len(hosted.layers)} of {hosted.among} layers from host memory, {human_bytes(hosted.host_bytes)}; a step "
+        f"takes at least {hosted.seconds * 1000:,.0f} ms at {hosted.rate:.3g} GB/s (assumed)"
+    )
 
 
 def _host(plan: Plan) -> str:

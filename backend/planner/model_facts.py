@@ -45,6 +45,7 @@ class ModelFacts:
         active_experts: experts that a token passes in a layer; 0 without experts.
         linears: shapes of the weights that a WeightFormat may store, and how many there are of each; of `parameters`,
             the rest stays in the model's dtype.
+        layer_parameters: of each layer whose weights could lie in host memory; of a rank's share, still the whole's.
     """
 
     architecture: str
@@ -63,6 +64,8 @@ class ModelFacts:
     vocabulary_parameters: int = 0
     output_parameters: int = 0
     active_experts: int = 0
+    linears: tuple[tuple[LinearShape, int], ...] = ()
+    layer_parameters: tuple[int, ...] = ()
 
     @property
     def attention_parameters(self) -> int:
@@ -77,5 +80,3 @@ class ModelFacts:
         """What every rank holds whole: norms, routers, the projections to latents, and what nothing is known of."""
         divided = sum(part.parameters for part in self.columns) + self.vocabulary_parameters
         return self.parameters - self.attention_parameters - self.expert_parameters - divided
-
-    linears: tuple[tuple[LinearShape, int], ...] = ()

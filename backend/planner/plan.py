@@ -10,7 +10,8 @@ from msgspec import Struct
 class MemoryTerm(Struct, frozen=True):
     """One term of a rank's memory, in bytes: weights, kv, activations, libraries.
 
-    Ranks of several also have communication, and a processor's host cache.
+    Ranks of several also have communication, a processor's host cache, and where layers lie in host memory, streaming:
+    the buffers that they are copied to.
     """
 
     name: str
@@ -35,6 +36,27 @@ class Rank(Struct, frozen=True):
     mlp: float = 1.0
     page_bytes: int = 0
     numa_node: int | None = None
+
+
+class HostedLayers(Struct, frozen=True):
+    """Layers whose weights lie in host memory, each rank's share, and are copied to its GPU ahead of their turn.
+
+    Attributes:
+        layers: their numbers; `among` is how many could lie there.
+        host_bytes: what they take there, over all ranks.
+        freed_bytes: what the GPUs hold less, the buffers taken off.
+        step_bytes: what each step copies, over all ranks.
+        rate: GB/s from host memory to one GPU, as assumed.
+        seconds: what copying makes a step take at least.
+    """
+
+    layers: tuple[int, ...]
+    among: int
+    host_bytes: int
+    freed_bytes: int
+    step_bytes: int
+    rate: float
+    seconds: float
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -62,6 +84,7 @@ class Plan(Struct, frozen=True, kw_only=True):
         experts: whether each rank has a slice of every expert ("tensor"), or whole ones ("expert").
         visible_gpus: what CUDA_VISIBLE_DEVICES has to name, by uuid, for the devices' numbers to hold; empty without.
         peer_writes: whether GPUs may write to each other's memory; where they may not, NCCL has to be told so.
+        hosted: the layers that lie in host memory; None where all weights lie on the devices.
     """
 
     model: str
@@ -87,3 +110,4 @@ class Plan(Struct, frozen=True, kw_only=True):
     experts: Literal["tensor", "expert"] = "tensor"
     visible_gpus: tuple[str, ...] = ()
     peer_writes: bool = True
+    hosted: HostedLayers | None = None

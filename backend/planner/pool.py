@@ -35,7 +35,8 @@ def check_fixed(draft: Draft, free_main: int) -> None:
         _refuse(draft, term, _whole(draft, terms[term]), _smaller(draft))
     if draft.wishes.settings.host_cache:
         ranks = len(draft.ranks)
-        taken = ranks * memory.LIBRARIES_CPU if draft.cuda else sum(rank.spent for rank in draft.ranks) - host
+        layers = draft.hosted.host_bytes if draft.hosted else 0
+        taken = ranks * memory.LIBRARIES_CPU + layers if draft.cuda else sum(rank.spent for rank in draft.ranks) - host
         tiers.check_host_memory(draft.wishes.settings.host_cache, free_main, taken)
 
 
@@ -117,7 +118,9 @@ def _whole(draft: Draft, count: int) -> int:
 def _refuse(draft: Draft, term: str, size: int, first_way: str) -> NoReturn:
     tight, ranks = draft.tightest, len(draft.ranks)
     beside = ", ".join(f"{name} {human_bytes(_whole(draft, count))}" for name, count in tight.terms if name != term)
-    second_way = "fewer --max-sequences or --step-tokens" if term == "activations" else "free memory there"
+    second_way = draft.slower or "free memory there"
+    if term == "activations":
+        second_way = "fewer --max-sequences or --step-tokens"
     whose = f" as {'one' if draft.cuda else 'all'} of {ranks} ranks" if ranks > 1 else ""
     raise OutOfMemoryError(
         f"The model does not fit {tight.target.label}{whose}: its {term} need {human_bytes(size)}.",

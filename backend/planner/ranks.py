@@ -99,7 +99,7 @@ def _roomiest(wishes: Wishes, machine: Machine, group: tuple[int, ...]) -> Draft
     """The draft whose parts follow the GPUs' speed, or as far their memory as the model and its context need it."""
     drafts: list[Draft] = []
     for one in _drafts(wishes, machine, group):
-        if holds_context(one, _useful(wishes)):
+        if holds_context(one, useful_context(wishes)):
             return one
         drafts.append(one)
     return max(drafts, key=lambda one: one.roominess)
@@ -121,17 +121,18 @@ def _drafts(wishes: Wishes, machine: Machine, group: tuple[int, ...]) -> Iterato
         yield draft(wishes, team, share_out(wishes.facts, weights, experts))
 
 
-def _useful(wishes: Wishes) -> int:
+def useful_context(wishes: Wishes) -> int:
+    """Positions of a sequence that the pool should have room for, at least."""
     return wishes.settings.max_context or min(USEFUL_CONTEXT, wishes.facts.max_positions)
 
 
 def _choose(drafts: Sequence[Draft]) -> Draft:
     """The fastest that holds a useful context, else the roomiest."""
     wishes = drafts[0].wishes
-    for context in (_useful(wishes), min(SHORTEST_CONTEXT, wishes.facts.max_positions)):
+    for context in (useful_context(wishes), min(SHORTEST_CONTEXT, wishes.facts.max_positions)):
         fitting = [one for one in drafts if holds_context(one, context)]
         if fitting:
-            return _fastest(fitting) if context == _useful(wishes) else max(fitting, key=lambda one: one.left)
+            return _fastest(fitting) if context == useful_context(wishes) else max(fitting, key=lambda one: one.left)
     return max(drafts, key=lambda one: one.roominess)
 
 
@@ -153,7 +154,7 @@ def _reason(chosen: Draft, drafts: Sequence[Draft], machine: Machine, asked: int
     note = f"; {link.note}" if link and link.note else ""
     if asked is not None:
         return f"{joined}, as --tp asks{note}."
-    if not any(holds_context(one, _useful(chosen.wishes)) for one in drafts if len(one.ranks) < count):
+    if not any(holds_context(one, useful_context(chosen.wishes)) for one in drafts if len(one.ranks) < count):
         return f"{joined}: fewer do not hold the model and a context{note}."
     return f"{joined}{_against(chosen, drafts)}{note}."
 
@@ -165,7 +166,7 @@ def _numbers(chosen: Draft) -> str:
 def _against(chosen: Draft, drafts: Sequence[Draft]) -> str:
     """The predicted time, beside those of one size less and one more, where these were considered."""
     count = len(chosen.ranks)
-    others = [one for one in drafts if one is not chosen and holds_context(one, _useful(one.wishes))]
+    others = [one for one in drafts if one is not chosen and holds_context(one, useful_context(one.wishes))]
     fewer = [one for one in others if len(one.ranks) < count][-1:]
     more = [one for one in others if len(one.ranks) > count][:1]
     beside = [f"{_time(one)} on {len(one.ranks)}{_way(one, count)}" for one in (*fewer, *more)]

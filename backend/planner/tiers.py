@@ -14,8 +14,15 @@ _HOST_SHARE = 0.1
 _USABLE_SHARE = 0.9
 
 
-def host_pages(settings: EngineSettings, machine: Machine, target: Target, page_bytes: int) -> tuple[int, str]:
-    """Pages of the host tier, and why.
+def host_room(free: int, taken: int) -> int:
+    """What of `free` bytes of main memory may be used beside `taken` ones; may be below 0."""
+    return int(free * _USABLE_SHARE) - taken
+
+
+def host_pages(
+    settings: EngineSettings, machine: Machine, target: Target, page_bytes: int, taken: int = 0
+) -> tuple[int, str]:
+    """Pages of the host tier, and why. `taken`: bytes of main memory that weights take.
 
     "auto" gives a processor none: its pages lie in main memory anyway, where a larger pool serves better.
 
@@ -23,7 +30,8 @@ def host_pages(settings: EngineSettings, machine: Machine, target: Target, page_
     """
     asked = settings.host_cache
     if asked is None:
-        count = int(machine.memory.available * _HOST_SHARE) // page_bytes if target.cuda else 0
+        free = machine.memory.available - taken
+        count = int(free * _HOST_SHARE) // page_bytes if target.cuda else 0
         size = human_bytes(count * page_bytes)
         return count, f"The host cache takes {size}, a tenth of the free main memory." if count else ""
     if asked == 0:
@@ -42,7 +50,7 @@ def check_host_memory(size: int, free: int, taken: int) -> None:
 
     Raises OutOfMemoryError.
     """
-    room = int(free * _USABLE_SHARE) - taken
+    room = host_room(free, taken)
     if size <= room:
         return
     raise OutOfMemoryError(

@@ -55,14 +55,28 @@ def first_that_fits(
     """
     check_weights(asked, target)
     if asked != "auto":
-        return plan(asked, "" if asked == "model" else f"The weights are {asked}, as --weights asks.")
-    served = [name for name in AUTO if _serves(name, target) and held in (None, name)]
+        return plan(asked, _asked(asked))
+    served = _auto(target, held)
     for name in served[:-1]:
         try:
             return plan(name, _why(name))
         except OutOfMemoryError:
             continue
     return plan(served[-1], _why(served[-1]))
+
+
+def smallest(asked: str, target: Target, held: str | None = None) -> tuple[str, str]:
+    """The format asked for, or, for "auto", the one of the fewest bytes; and why, as `first_that_fits` has it."""
+    name = asked if asked != "auto" else _auto(target, held)[-1]
+    return name, _why(name) if asked == "auto" else _asked(name)
+
+
+def _auto(target: Target, held: str | None) -> list[str]:
+    return [name for name in AUTO if _serves(name, target) and held in (None, name)]
+
+
+def _asked(name: str) -> str:
+    return "" if name == "model" else f"The weights are {name}, as --weights asks."
 
 
 def _serves(name: str, target: Target) -> bool:

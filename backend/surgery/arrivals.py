@@ -7,6 +7,7 @@ have come in part.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from backend.surgery.linears import ServedLinear
-from backend.surgery.store import expert_stacks, is_stored, store_experts, store_linear
+from backend.surgery.store import expert_stacks, is_stored, store_experts, store_linear, stored_tensors
 from quant.weight_format import WeightFormat
 
 
@@ -30,9 +31,15 @@ class _Holder:
 class Arrivals:
     """Decides at the start which modules wait; told of each of their places as they are filled."""
 
-    def __init__(self, model: PreTrainedModel, weight_format: WeightFormat, device: torch.device) -> None:
-        """model: with its parameters on meta."""
-        self._format, self._device = weight_format, device
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        weight_format: WeightFormat,
+        device: torch.device,
+        hosted: Collection[nn.Module] = (),
+    ) -> None:
+        """model: with its parameters on meta. hosted: modules whose weights, stored on `device`, go to host memory."""
+        self._format, self._device, self._hosted = weight_format, device, hosted
         output = model.get_output_embeddings()
         users = Counter(id(one) for module in model.modules() for one in module._parameters.values() if one is not None)
         self._holders: dict[nn.Module, _Holder] = {}
@@ -74,6 +81,9 @@ class Arrivals:
             store_linear(module, self._format)
         else:
             store_experts(module, self._format)
+        if module in self._hosted:
+            for tensor in stored_tensors(module):
+                tensor.data = tensor.data.cpu()
 
 
 def _empty(parameter: Tensor, device: torch.device) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -104,11 +104,14 @@ def _retype(module: nn.Module, name: str, dtype: torch.dtype) -> None:
 
 
 def materialize(
-    model: nn.Module, device: torch.device, waits: Callable[[nn.Module], bool] = lambda module: False
+    model: nn.Module,
+    device: torch.device,
+    waits: Callable[[nn.Module], bool] = lambda module: False,
+    hosted: Collection[nn.Module] = (),
 ) -> None:
     """Gives every parameter memory on `device`, without values, and moves the buffers there. Tied ones stay one.
 
-    waits: says of which modules the parameters stay on meta.
+    waits: says of which modules the parameters stay on meta. hosted: modules whose parameters get host memory.
     """
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
@@ -116,7 +119,7 @@ def materialize(
             if parameter is None or waits(module):
                 continue
             if id(parameter) not in made:
-                empty = torch.empty_like(parameter, device=device)
+                empty = torch.empty_like(parameter, device="cpu" if module in hosted else device)
                 made[id(parameter)] = nn.Parameter(empty, requires_grad=False)
             module._parameters[name] = made[id(parameter)]
         for name, buffer in module._buffers.items():

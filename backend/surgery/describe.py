@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from backend.planner.model_facts import ModelFacts
 from backend.surgery.build import build_for_trace
+from backend.surgery.decoder_layers import decoder_layers, layer_parameters
 from backend.surgery.latent import EXPANSION
 from backend.surgery.latent_probe import LatentProbe
 from backend.surgery.parameter_parts import parameter_parts
@@ -73,6 +74,7 @@ def trace_model(config: PreTrainedConfig) -> tuple[ModelFacts, Traced]:
         active_experts=_active_experts(text),
         **parameter_parts(model, traced.layers).facts(),
         linears=_linears(model, traced),
+        layer_parameters=layer_parameters(model, decoder_layers(model, [layer.name for layer in traced.layers])),
     )
     return facts, traced
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from backend.parallel.quiet_group import QuietGroup
 from backend.surgery import hook
 from backend.surgery.arrivals import Arrivals
 from backend.surgery.build import build, materialize
+from backend.surgery.decoder_layers import decoder_layers
 from backend.surgery.describe import own_facts, trace_model
 from backend.surgery.divide import divide_model, finish_division
 from backend.surgery.gguf_weights import read_gguf
@@ -55,6 +56,7 @@ def load_model(
     division: Division | None = None,
     group: Group | None = None,
     stored: WeightFormat | None = None,
+    hosted: Sequence[int] = (),
 ) -> ServedModel:
     """The model, ready to serve, with weights and activations in `dtype` on `device`.
 
@@ -62,6 +64,8 @@ def load_model(
     division, group: for one rank of several: its part of the model, which computes with the others' through the group;
     `facts` are then the rank's own, and logits are right on the first rank, zeros on the others.
     stored: a format other than the model's own, in which each linear is put as soon as it has been read.
+    hosted: numbers of the layers (of `decoder_layers`) whose weights go to host memory: only after `stream_layers` can
+    the model compute on another device.
 
     Raises:
         UnsupportedModelError: a model that this version does not serve.
@@ -70,6 +74,7 @@ def load_model(
     config = read_config(files)
     facts, traced = trace_model(config)
     model = build(config, dtype)
+    layers = decoder_layers(model, [layer.name for layer in traced.layers]) if hosted else ()
     divided = None
     ranks = QuietGroup(group) if group is not None else None
     read = read_gguf(model, files) if files.format == "gguf" else read_safetensors(model, files)
@@ -81,8 +86,9 @@ def load_model(
     lengths = RopeLengths()
     regimes = operate(model, traced, lengths)
     hand_on(model, traced.unhanded, "context")
-    arrivals = Arrivals(model, stored, device) if stored is not None else None
-    materialize(model, device, arrivals.waits if arrivals else lambda module: False)
+    away = {module for number in hosted for module in model.get_submodule(layers[number]).modules()}
+    arrivals = Arrivals(model, stored, device, away) if stored is not None else None
+    materialize(model, device, arrivals.waits if arrivals else lambda module: False, away)
     places = Places(model, files.name, arrivals, divided and divided.tensors, divided.zeros if divided else frozenset())
     read(places, on_progress)
     places.check_complete()
@@ -98,4 +104,5 @@ def load_model(
         scaled_past=regimes.scaled_past,
         lengths=lengths,
         ranks=ranks,
+        hosted=tuple(layers[number] for number in hosted),
     )

@@ -28,6 +28,7 @@ class ServedModel:
         scaled_past: the length past which a token's key depends on max(prompt, position + 1) (dynamic NTK), so that
             longer prompts have keys of their own; None where keys depend on tokens and positions alone.
         lengths: where modules look for the pass's positions and rope lengths.
+        hosted: paths of the layers whose weights lie in host memory, in the order of their turns.
         ranks: the group that a divided model computes with; None for a whole one.
     """
 
@@ -40,6 +41,7 @@ class ServedModel:
     scaled_past: int | None
     lengths: RopeLengths
     ranks: QuietGroup | None = None
+    hosted: tuple[str, ...] = ()
 
     def alone(self) -> AbstractContextManager[None]:
         """Inside, the other ranks of a divided model are not asked: for probes that each rank makes by itself."""

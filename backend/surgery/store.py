@@ -34,6 +34,10 @@ class StoredExperts:
     def bytes(self) -> int:
         return sum(linear.bytes for linear in self._linears)
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return tuple(tensor for linear in self._linears for tensor in linear.tensors)
+
     def multiply(self, expert: int, x: Tensor) -> Tensor:
         """x: [n, depth], the expert's tokens -> [n, columns], bias included."""
         return self._linears[expert](x)
@@ -90,6 +94,15 @@ def store_model(model: nn.Module, weight_format: WeightFormat) -> None:
     for module in list(model.modules()):
         if expert_stacks(module):
             store_experts(module, weight_format)
+
+
+def stored_tensors(module: nn.Module) -> Iterator[Tensor]:
+    """What the module's own weights hold that are stored in a format, if any is."""
+    if isinstance(module, ServedLinear) and module.stored is not None:
+        yield from module.stored.tensors
+    experts: dict[str, StoredExperts] = getattr(module, "stored_experts", {})
+    for stack in experts.values():
+        yield from stack.tensors
 
 
 def held_bytes(model: nn.Module) -> int:

@@ -22,7 +22,7 @@ from backend.workers.worker_child import WorkerChild
 from backend.workers.worker_messages import Broken, Pulse, from_heart_decoder
 
 # A little sooner than the server judges the engine by its own limits, so that the rank is named.
-LIMITS = VitalLimits(silence=2.0, step=27.0, cpu_step=270.0, step_factor=9.0)
+LIMITS = VitalLimits(silence=2.0, step=27.0, slow_step=270.0, step_factor=9.0)
 # How long a rank that left with a last word is not blamed yet.
 MOMENT = 0.4
 
@@ -52,10 +52,10 @@ class RankWatch:
         """Why the ranks are lost: which one, and what happened to it; None while all is well. Never changes again."""
         return self._cause
 
-    def ready(self, on_cpu: bool) -> None:
+    def ready(self, slow: bool) -> None:
         """All ranks have started: none may be silent for long from now on."""
         for signs in self._signs:
-            signs.ready(on_cpu)
+            signs.ready(slow)
 
     def lose(self, cause: str) -> None:
         """Kills all ranks. The first cause is kept."""

@@ -84,9 +84,9 @@ class Workers:
         if self._watch.cause is not None:
             self._fail(self._watch.cause)
 
-    def ready(self, on_cpu: bool) -> None:
+    def ready(self, slow: bool) -> None:
         """The ranks have started, and are judged more strictly from now on."""
-        self._watch.ready(on_cpu)
+        self._watch.ready(slow)
 
     def lose(self, cause: str) -> NoReturn:
         """Kills all ranks for this cause, or an earlier one, and raises DeviceLostError."""

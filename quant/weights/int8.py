@@ -55,6 +55,10 @@ class Int8Linear:
     def bytes(self) -> int:
         return self._levels.nbytes + self._scale.nbytes + (0 if self._bias is None else self._bias.nbytes)
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self._levels, self._scale) if self._bias is None else (self._levels, self._scale, self._bias)
+
     def __call__(self, x: Tensor) -> Tensor:
         lines = x.reshape(-1, self._depth)
         out = torch.empty(lines.shape[0], self._levels.shape[0], dtype=x.dtype, device=x.device)

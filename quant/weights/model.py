@@ -22,6 +22,10 @@ class TorchLinear:
     def bytes(self) -> int:
         return self._weight.nbytes + (0 if self._bias is None else self._bias.nbytes)
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self._weight,) if self._bias is None else (self._weight, self._bias)
+
     def __call__(self, x: Tensor) -> Tensor:
         y = functional.linear(x, self._weight, self._bias)
         return y.float() if self._exact else y

@@ -59,6 +59,11 @@ class Nf4Linear:
         bias = 0 if self._bias is None else self._bias.nbytes
         return self._codes.nbytes + self._state.absmax.nbytes + bias
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        stored = (self._codes, self._state.absmax)
+        return stored if self._bias is None else (*stored, self._bias)
+
     def __call__(self, x: Tensor) -> Tensor:
         lines = fill_depth(x.reshape(-1, self._depth), NF4_BLOCK).contiguous()
         columns = self._state.shape[0]

@@ -65,6 +65,9 @@ def test_tiers_and_formats_reach_the_engine(tmp_path: Path, monkeypatch: pytest.
     files = ModelFiles(name="m", format="gguf", weights=("/w",), folder="/w", bytes=1)
     plain = load_settings().engine(files)
     assert (plain.host_cache, plain.disk_cache, plain.cache_dir, plain.kv_format) == (None, 0, "", "model")
+    assert plain.host_weights == 0, "a slow mode has to be asked for"
+    assert load_settings(host_weights="auto").engine(files).host_weights is None
+    assert load_settings(host_weights="20GiB").engine(files).host_weights == 20 * 1024**3
     none = load_settings(host_cache="0", disk_cache="0").engine(files)
     assert (none.host_cache, none.disk_cache, none.cache_dir) == (0, 0, "")
     given = load_settings(host_cache="1GiB", disk_cache="2GB", kv_format="k=int8,v=fp8").engine(files, b"s")
@@ -89,6 +92,7 @@ def test_tiers_and_formats_reach_the_engine(tmp_path: Path, monkeypatch: pytest.
         ({"disk_cache": "-1"}, "--disk-cache cannot be '-1'"),
         ({"weights": "int4"}, "--weights cannot be 'int4'"),
         ({"host_cache": "lots"}, "--host-cache cannot be 'lots'"),
+        ({"host_weights": "-2GiB"}, "--host-weights cannot be '-2GiB'"),
         ({"fallback": "starter"}, "--fallback starter is not available"),
         ({"port": "70000"}, "--port cannot be '70000'"),
         ({"port": "http"}, "--port cannot be 'http'"),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from backend.messages import Heartbeat, Ready
+from backend.planner.plan import HostedLayers, Plan
 from backend.vital_signs import VitalLimits, VitalSigns
 from tests.fakes.plans import plan
 
-LIMITS = VitalLimits(tick=0.25, silence=2.5, starting_silence=120.0, step=30.0, cpu_step=300.0, step_factor=10.0)
+LIMITS = VitalLimits(tick=0.25, silence=2.5, starting_silence=120.0, step=30.0, slow_step=300.0, step_factor=10.0)
 
 
-def ready_signs(device: str = "cuda:0") -> VitalSigns:
-    signs = VitalSigns(LIMITS)
-    signs.heard(Ready(plan=plan(), max_context=1, vocabulary=1, weights_bytes=(1,), rank_pids=(1,), devices=(device,)))
+def ready_signs(device: str = "cuda:0", made: Plan | None = None) -> VitalSigns:
+    signs, made = VitalSigns(LIMITS), made or plan()
+    signs.heard(Ready(plan=made, max_context=1, vocabulary=1, weights_bytes=(1,), rank_pids=(1,), devices=(device,)))
     return signs
 
 
@@ -43,7 +44,7 @@ def test_a_step_is_hung_past_its_limit() -> None:
     assert "step" in (signs.check(0.25) or "")
 
 
-def test_steps_known_to_be_long_and_steps_on_a_cpu_get_more_time() -> None:
+def test_steps_known_to_be_long_and_steps_that_may_be_get_more_time() -> None:
     signs = ready_signs()
     signs.heard(Heartbeat(20.0))
     signs.heard(Heartbeat(0.0))
@@ -52,3 +53,6 @@ def test_steps_known_to_be_long_and_steps_on_a_cpu_get_more_time() -> None:
     on_cpu = ready_signs("cpu")
     on_cpu.heard(Heartbeat(250.0))
     assert on_cpu.check(0.25) is None
+    streaming = ready_signs(made=plan(hosted=HostedLayers((0, 1, 2), 3, 1, 1, 1, 0.8, 35.0)))
+    streaming.heard(Heartbeat(35.0))
+    assert streaming.check(0.25) is None

@@ -190,3 +190,19 @@ def test_nf4_blocks_are_those_that_bitsandbytes_makes_of_the_whole_weight() -> N
     found = given_back(stored("nf4", weight, None), 40)
     # Scales are kept in bfloat16 on a processor.
     torch.testing.assert_close(found, expected, rtol=2**-8, atol=0)
+
+
+@every_format
+@both_types
+@pytest.mark.parametrize("biased", [False, True])
+def test_tensors_are_all_that_it_holds_and_may_lie_elsewhere(name: str, dtype: torch.dtype, biased: bool) -> None:
+    weight, bias = weights(96, 128, dtype)
+    linear = WEIGHT_FORMATS[name].linear(weight, bias if biased else None, None)
+    assert sum(tensor.nbytes for tensor in linear.tensors) == linear.bytes
+    x = inputs(5, 128, dtype)
+    before = linear(x)
+    elsewhere = [tensor.clone() for tensor in linear.tensors]
+    for tensor, other in zip(linear.tensors, elsewhere, strict=True):
+        tensor.data.view(torch.uint8).fill_(127)
+        tensor.data = other
+    assert torch.equal(linear(x), before)

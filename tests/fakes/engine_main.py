@@ -101,7 +101,7 @@ def compose_executor(
     workers = Workers.spawn(options.ranks, command, worker_environment(settings, options.ranks, os.environ))
     orders = [Load(settings, made, rank, LAYERS, Meeting("", "")) for rank in range(options.ranks)]
     workers.prepare(orders, Loaded, lambda rank, loading: None)
-    workers.ready(on_cpu=True)
+    workers.ready(slow=True)
     return RankedExecutor(workers), workers.pids
 
 

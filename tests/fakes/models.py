@@ -33,7 +33,9 @@ def dense(
         "experts": (),
     } | more
     divided = (query + key) * layers + words + sum(part.parameters for part in (*columns, *fields["experts"]))
-    return ModelFacts(parameters=divided + (2 * layers + 1) * hidden, **fields)
+    parameters = divided + (2 * layers + 1) * hidden
+    fields = {"layer_parameters": ((parameters - words - hidden) // layers,) * layers} | fields
+    return ModelFacts(parameters=parameters, **fields)
 
 
 STARTER = dense(30, 576, 9, 3, 1536, 49152, tied=True, size=64, max_positions=8192)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from backend.planner.explain import explain
-from backend.planner.plan import MemoryTerm, Rank
+from backend.planner.plan import HostedLayers, MemoryTerm, Rank
 from backend.planner.units import human_bytes
 from tests.fakes.plans import plan
 
@@ -17,6 +17,7 @@ def test_an_explained_plan_has_its_numbers_and_reasons() -> None:
         page_bytes=368640,
         token_bytes=23_040,
         host_pages=2000,
+        hosted=HostedLayers((0, 1, 3), 4, 6 << 30, 1 << 30, 5 << 30, 25.2, 1.7304),
         disk_bytes=5 << 30,
         cache_dir="/var/cache/pages",
         reasons=("Because of this.", "And of that."),
@@ -29,6 +30,7 @@ def test_an_explained_plan_has_its_numbers_and_reasons() -> None:
         "pages 100 of 16 tokens and 360 KiB, 35.2 MiB in all",
         "formats weights model, kv k=int8,v=fp8",
         "token 23,040 bytes of kv over all layers, scales included",
+        "streamed 3 of 4 layers from host memory, 6 GiB; a step takes at least 1,730 ms at 25.2 GB/s (assumed)",
         "host cache 2,000 pages, 703 MiB",
         "disk cache 5 GiB in /var/cache/pages",
         "memory of rank 0 on cpu",

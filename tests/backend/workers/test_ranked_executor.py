@@ -61,7 +61,7 @@ def load(workers: Workers, progress: list[tuple[int, Loading]] | None = None) ->
     told: list[tuple[int, Loading]] = [] if progress is None else progress
     loaded = workers.prepare(orders, Loaded, lambda rank, loading: told.append((rank, loading)))
     workers.prepare([WarmUp()] * len(workers), Warm, lambda rank, loading: None)
-    workers.ready(on_cpu=True)
+    workers.ready(slow=True)
     return loaded
 
 
@@ -150,7 +150,7 @@ def test_a_frozen_rank_is_named() -> None:
 
 
 def test_a_rank_that_hangs_in_a_step_is_named() -> None:
-    limits = VitalLimits(silence=20.0, cpu_step=0.3, step_factor=1.0)
+    limits = VitalLimits(silence=20.0, slow_step=0.3, step_factor=1.0)
     with spawned(limits=limits) as workers:
         load(workers)
         assert "a step has been running" in lost(RankedExecutor(workers), Trouble.ONE_FAILS_OTHERS_HANG)
