@@ -38,7 +38,7 @@ def main() -> int:
     orders = [Load(SETTINGS, plan(), rank, LAYERS, Meeting("", "")) for rank in range(options.ranks)]
     workers.prepare(orders, Loaded, lambda rank, loading: None)
     workers.prepare([WarmUp()] * options.ranks, Warm, lambda rank, loading: None)
-    workers.ready(on_cpu=True)
+    workers.ready(slow=True)
     executor = RankedExecutor(workers)
     try:
         for sequences in (1, 16):
