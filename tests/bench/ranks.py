@@ -13,13 +13,9 @@ import sys
 import time
 from typing import Any
 
-from backend.kernel_cache import kernel_cache
-
-# Before anything loads numba.
-os.environ.setdefault("NUMBA_CACHE_DIR", str(kernel_cache()))
-
 from backend.compose_engine import ComposedEngine, Planned, compose_engine
 from backend.compose_ranks import compose_ranks
+from backend.engine_environment import engine_environment
 from backend.engine_settings import EngineSettings
 from backend.library.resolve import resolve
 from backend.request import Request, Sampling
@@ -27,12 +23,16 @@ from backend.request import Request, Sampling
 PROMPT, ANSWER = 128, 64
 
 
-def compose(kind: str, options: Any) -> ComposedEngine:
-    ranks = int(kind) if kind.isdigit() else 1
-    settings = EngineSettings(
+def settings_of(options: Any, ranks: int) -> EngineSettings:
+    return EngineSettings(
         files=resolve(options.model), device=options.device, dtype=options.dtype, threads=options.threads,
         tensor_parallel=ranks, kv_pool=1 << 30,
     )  # fmt: skip
+
+
+def compose(kind: str, options: Any) -> ComposedEngine:
+    ranks = int(kind) if kind.isdigit() else 1
+    settings = settings_of(options, ranks)
     if kind == "alone":
         return compose_engine(settings, _quiet)
     composed = compose_ranks(settings, _quiet, ranks, even_one=True)
@@ -61,6 +61,8 @@ def rate(composed: ComposedEngine, sequences: int, seed: int) -> float:
 
 def main() -> int:
     options = _options()
+    # What an engine's process has: read when torch and numba are loaded, which they are not yet.
+    os.environ.update(engine_environment(settings_of(options, 1), os.environ))
     kinds = options.engines.split(",")
     rates: dict[str, list[float]] = {kind: [] for kind in kinds}
     for turn in range(options.turns):
@@ -82,7 +84,9 @@ def _quiet(stage: str, done: int, total: int) -> None:
 
 def _options() -> Any:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engines", default="alone,2", help="comma-separated: alone, worker, or a number of ranks")
+    parser.add_argument(
+        "--engines", default="alone,worker,2", help="comma-separated: alone, worker, or a number of ranks"
+    )
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3)
