@@ -1,0 +1,1 @@
+"""What fits on which hardware, how fast it would be, and what it costs: for the wizard and `shardwise fit`. Pure."""
