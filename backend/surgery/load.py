@@ -27,6 +27,7 @@ from backend.surgery.places import Places
 from backend.surgery.rope import RopeLengths
 from backend.surgery.safetensors_weights import read_safetensors
 from backend.surgery.store import held_bytes
+from backend.surgery.turns import take_turns
 from quant.weight_format import WeightFormat
 
 
@@ -85,6 +86,7 @@ def load_model(
     hook.number_slots([model.get_submodule(layer.name) for layer in traced.layers])
     lengths = RopeLengths()
     regimes = operate(model, traced, lengths)
+    take_turns(model, traced)
     hand_on(model, traced.unhanded, "context")
     away = {module for number in hosted for module in model.get_submodule(layers[number]).modules()}
     arrivals = Arrivals(model, stored, device, away) if stored is not None else None

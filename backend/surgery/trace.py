@@ -58,7 +58,7 @@ class Traced:
     """What a trace found.
 
     Attributes:
-        layers: attention layers in the order of their slots.
+        layers: attention calls in the order of their slots; a module that runs several times has one for each run.
         shared_inputs: names of linear layers that were called with one and the same tensor, in order of calls.
         rotary_sizes: for the modules that were called with the keyword `position_embeddings`, two tables, and at
             most one argument without keyword: the columns of the tables.
@@ -69,6 +69,17 @@ class Traced:
     shared_inputs: tuple[tuple[str, ...], ...]
     rotary_sizes: Mapping[str, int]
     unhanded: tuple[str, ...] = ()
+
+    @property
+    def modules(self) -> tuple[TracedLayer, ...]:
+        """Each attention module once, in the order of first calls; all calls of one are alike."""
+        return tuple({layer.name: layer for layer in self.layers}.values())
+
+    @property
+    def repeated(self) -> frozenset[str]:
+        """The modules that run several times in a pass."""
+        runs = Counter(layer.name for layer in self.layers)
+        return frozenset(name for name, count in runs.items() if count > 1)
 
 
 @dataclass(slots=True)
@@ -160,9 +171,9 @@ def trace(model: PreTrainedModel, lengths: RopeLengths) -> Traced:
     layers = tuple(_layer(config, names[call[0]], call, known) for call in recorder.calls)
     if not layers:
         raise unsupported(config, "no layer of it computes attention through transformers' attention interface")
-    if len({layer.name for layer in layers}) != len(layers):
-        raise unsupported(config, "one of its attention modules runs more than once in a pass")
-    unhanded = tuple(layer.name for layer in layers if layer.name in recorder.unhanded)
+    if len({layer.name for layer in layers}) != len(set(layers)):
+        raise unsupported(config, "one of its attention modules does something else each time it runs in a pass")
+    unhanded = tuple(name for name in recorder.unhanded if name in {layer.name for layer in layers})
     return Traced(layers, recorder.shared_inputs(), MappingProxyType(recorder.rotary_sizes), unhanded)
 
 

@@ -140,6 +140,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     "deepseek-v2-lite": _family("DeepseekV2", **_LATENT | {"q_lora_rank": None}),
     "glm4-moe-lite": _family("Glm4MoeLite", **_LATENT),
     "minicpm3": _family("MiniCPM3", **_LATENT),
+    "hrm-text": _family("HrmText", **_HEADS | {"num_hidden_layers": 2}, H_cycles=2, L_cycles=2, embedding_scale=2.0),
 }
 
 
