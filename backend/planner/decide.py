@@ -94,7 +94,7 @@ def _decide(
     threads, threads_reason = _threads(settings, machine, targets[0], len(draft.ranks))
     reasons = (
         *chosen.reasons, dtype_reason, weights_reason, hosted.reason(draft), choice.reason, pool_reason, host_reason,
-        disk_reason, context_reason, step_reason, threads_reason,
+        disk_reason, context_reason, facts.positions_reason, step_reason, threads_reason,
     )  # fmt: skip
     link = draft.team.link
     return Plan(
@@ -182,7 +182,7 @@ def _check(settings: EngineSettings, facts: ModelFacts, machine: Machine) -> Non
     if settings.max_context is not None and settings.max_context > facts.max_positions:
         raise SettingError(
             f"--max-context {settings.max_context} is more than the model can do.",
-            f"It was made for {facts.max_positions} positions.",
+            facts.positions_reason or f"It was made for {facts.max_positions} positions.",
             f"Use --max-context {facts.max_positions} or less.",
         )
     if settings.threads is not None and settings.threads > machine.cpu.threads:

@@ -102,10 +102,18 @@ def _count_own_heads(module: nn.Module, layer: TracedLayer, share: HeadShare) ->
 def _own_config(config: Any, changes: Mapping[tuple[str, int], int]) -> Any:
     own = copy.copy(config)
     for name in (*_HEADS, *_KV_HEADS):
-        value = getattr(own, name, None)
+        value = _setting(own, name)
         if type(value) is int and (name, value) in changes:
             setattr(own, name, changes[(name, value)])
     return own
+
+
+def _setting(config: Any, name: str) -> object:
+    """The config's value; None where it has none, or one for each layer, which modules have asked for already."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:
+        return None
 
 
 def zeros_elsewhere(cuts: Cuts, rank: int) -> frozenset[str]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.moe import ExpertsInterface
 
+from backend.surgery.choosers import idle
 from backend.surgery.handed_on import hand_on
 from backend.surgery.norm import rms_norm
 from backend.surgery.rope import RopeLengths, replace_rope
@@ -100,6 +101,7 @@ class FlowModel:
         self._full: dict[str, int] = {}
         self._names = {model.get_submodule(layer.name): layer.name for layer in traced.layers}
         self._lengths = RopeLengths()
+        idle(model, traced.choosers)
         self._record = FlowRecord()
         _register()
         _set_implementation(model)

@@ -16,6 +16,7 @@ from backend.parallel.quiet_group import QuietGroup
 from backend.surgery import hook
 from backend.surgery.arrivals import Arrivals
 from backend.surgery.build import build, materialize
+from backend.surgery.choosers import idle
 from backend.surgery.decoder_layers import decoder_layers
 from backend.surgery.describe import own_facts, trace_model
 from backend.surgery.divide import divide_model, finish_division
@@ -78,7 +79,8 @@ def load_model(
     layers = decoder_layers(model, [layer.name for layer in traced.layers]) if hosted else ()
     divided = None
     ranks = QuietGroup(group) if group is not None else None
-    read = read_gguf(model, files) if files.format == "gguf" else read_safetensors(model, files)
+    idle(model, traced.choosers)
+    read = read_gguf(model, files) if files.format == "gguf" else read_safetensors(model, files, traced.choosers)
     if division is not None and ranks is not None and division.size > 1:
         divided = divide_model(model, config, traced, division, ranks)
         traced = divided.traced
