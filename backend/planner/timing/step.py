@@ -8,13 +8,24 @@ from dataclasses import dataclass
 
 from backend.planner.fit.report import Bound
 from backend.planner.timing.communication import all_reduce_seconds
-from backend.planner.timing.efficiency import Efficiency, Outlook, efficiency, link_factor
+from backend.planner.timing.device_speed import DeviceSpeed
+from backend.planner.timing.efficiency import EXPERTS_READING, Outlook, efficiency, link_factor, widened
 from backend.planner.timing.pace import Pace, pace
 from backend.planner.timing.work import RankWork, StageWork, Work
 from kvcache.layout import LayerCache
 
 # Attention multiplies at this part of what linears reach: softmax runs between its two products.
-_ATTENDING = 0.7
+_ATTENDING = 1.0
+# How often a row's hidden state, its widest parts, and its copies for experts pass memory in a layer, between products:
+# norms, residuals, activations, and turning them to 8 bits.
+_HIDDEN_PASSES, _WIDE_PASSES, _ROUTED_PASSES = 6, 3, 1
+# A layer with experts has so many more kernels, as a part of the others: it sorts rows by expert and adds them up.
+_EXPERT_KERNELS = 0.8
+# Bytes a logit, for softmax and choosing.
+_LOGIT_BYTES = 12
+
+
+_Part = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +90,13 @@ def stage_time(work: Work, stage: StageWork, load: Load, engine: str, outlook: O
     after linears have multiplied.
     """
     own_pace = pace(engine, stage.ranks[0].device.family)
-    rows = [list(_phases(work, rank, load, len(stage.ranks), outlook)) for rank in stage.ranks]
+    rows = [list(_phases(work, rank, load, len(stage.ranks), own_pace, outlook)) for rank in stage.ranks]
     slowest = [max(phase, key=sum) for phase in zip(*rows, strict=True)]
     memory, compute = (sum(part[kind] for part in slowest) for kind in (0, 1))
     streamed = max(_streamed(rank) for rank in stage.ranks)
     link = _adding(work, stage, load, own_pace) * link_factor(outlook)
-    launch = own_pace.layer_seconds(outlook) * stage.ranks[0].layers
+    mixing = 1 + _EXPERT_KERNELS * bool(stage.ranks[0].share.experts)
+    launch = own_pace.layer_seconds(outlook) * stage.ranks[0].layers * mixing
     return StepTime(memory, compute, link + max(0.0, streamed - memory - compute), launch)
 
 
@@ -94,25 +106,44 @@ def step_overhead(work: Work, load: Load, engine: str) -> StepTime:
     return StepTime(0.0, 0.0, 0.0, own.step + own.sequence * load.sequences)
 
 
-def _phases(work: Work, rank: RankWork, load: Load, ranks: int, outlook: Outlook) -> Iterator[tuple[float, float]]:
-    """Seconds of reading and of multiplying, one of which is 0: attention's linears, its pages, MLPs, output."""
-    share, reached = rank.share, efficiency(rank.device, work.number, outlook)
-    stored = _stored(rank)
+def _phases(work: Work, rank: RankWork, load: Load, ranks: int, engine: Pace, outlook: Outlook) -> Iterator[_Part]:
+    """Seconds of reading and of multiplying: attention's linears, its pages, MLPs, output, activations."""
+    share, device = rank.share, rank.device
+    reached = efficiency(device, work.number, outlook)
+    read_rate = device.memory * 1e9 * reached.reading * engine.reading(device.family)
+    rate = device.products(work.number) * 1e12 * reached.multiplying
+    stored, narrow = _stored(rank), device.multiplies(work.number) == "bf16"
+    linear_rate = read_rate * _widening(device, stored, narrow)
     attention = share.attention_parameters + share.replicated_parameters
-    yield _roofline(work, rank, reached, attention * stored, 2 * attention * load.rows)
-    yield _pages(rank, load, outlook)
+    yield _longer(attention * stored / linear_rate, 2 * attention * load.rows / rate)
+    yield _pages(rank, load, read_rate, outlook)
     columns = sum(part.parameters for part in share.columns)
-    read, multiplied = _experts(work, rank, load, ranks)
-    operations = 2 * columns * load.rows + multiplied / reached.experts
-    yield _roofline(work, rank, reached, columns * stored + read, operations)
+    expert_stored = _expert_stored(rank)
+    passed, multiplied = _experts(work, rank, load, ranks)
+    reading = columns * stored / linear_rate
+    reading += passed * expert_stored / (read_rate * EXPERTS_READING * _widening(device, expert_stored, narrow))
+    yield _longer(reading, (2 * columns * load.rows + multiplied / reached.experts) / rate)
     output = share.output_parameters
-    yield _roofline(work, rank, reached, output * rank.element, 2 * output * load.sampled)
+    yield _longer(output * rank.element / read_rate, 2 * output * load.sampled / rate)
+    yield _activations(rank, load) / read_rate, 0.0
 
 
-def _roofline(work: Work, rank: RankWork, reached: Efficiency, read: float, operations: float) -> tuple[float, float]:
-    reading = read / (rank.device.memory * 1e9 * reached.reading)
-    multiplying = operations / (rank.device.products(work.number) * 1e12 * reached.multiplying)
+def _widening(device: DeviceSpeed, stored: float, narrow: bool) -> float:
+    return widened(device, 8 * stored) if narrow else 1.0
+
+
+def _longer(reading: float, multiplying: float) -> _Part:
+    """A roofline: what takes less runs beside the other."""
     return (reading, 0.0) if reading >= multiplying else (0.0, multiplying)
+
+
+def _activations(rank: RankWork, load: Load) -> float:
+    """Bytes that norms, activations, routing and sampling read and write between products."""
+    share, layers = rank.share, rank.layers
+    routed = max(1, share.active_experts) * share.hidden if share.experts else 0
+    query = max((heads * layer.key_size for heads, layer in zip(share.heads, share.layers, strict=True)), default=0)
+    passed = _HIDDEN_PASSES * share.hidden + _WIDE_PASSES * (share.intermediate + query) + _ROUTED_PASSES * routed
+    return 2 * layers * load.rows * passed + _LOGIT_BYTES * share.vocabulary * load.sampled
 
 
 def _stored(rank: RankWork) -> float:
@@ -124,29 +155,31 @@ def _stored(rank: RankWork) -> float:
     return max(0.0, held / count) if count > 0 else 0.0
 
 
+def _expert_stored(rank: RankWork) -> float:
+    if rank.expert_bytes is None or not rank.share.expert_parameters:
+        return _stored(rank)
+    return rank.expert_bytes / rank.share.expert_parameters
+
+
 def _experts(work: Work, rank: RankWork, load: Load, ranks: int) -> tuple[float, float]:
-    """Bytes of experts that the rows pass, and operations.
+    """Parameters of experts that the rows pass, and operations.
 
     Of E experts with k active, E (1 - (1 - k/E)^rows) are passed, if all are equally likely. Where ranks have whole
     experts, the one that most rows go to is waited for: with m rows on average, about sqrt(2 m ln(ranks)) more.
     """
     share, rows = rank.share, load.rows
-    if not share.experts or rows <= 0:
-        return 0.0, 0.0
-    stored = rank.expert_bytes / share.expert_parameters if rank.expert_bytes is not None else _stored(rank)
-    read = operations = 0.0
-    for part in share.experts:
+    passed = operations = 0.0
+    for part in share.experts if rows > 0 else ():
         chance = min(1.0, max(1, share.active_experts) / (work.experts or part.count))
-        passed = 1 - (1 - chance) ** rows
         uneven = 1.0
         if work.experts and ranks > 1:
             uneven += math.sqrt(2 * math.log(ranks) / max(1.0, rows * chance * part.count))
-        read += part.parameters * min(1.0, passed * uneven) * stored
+        passed += part.parameters * min(1.0, (1 - (1 - chance) ** rows) * uneven)
         operations += 2 * part.parameters * chance * rows * min(uneven, float(ranks))
-    return read, operations
+    return passed, operations
 
 
-def _pages(rank: RankWork, load: Load, outlook: Outlook) -> tuple[float, float]:
+def _pages(rank: RankWork, load: Load, read_rate: float, outlook: Outlook) -> _Part:
     """Reading K and V (and states) of all sequences, or attention's products, whichever is longer."""
     share, reached = rank.share, efficiency(rank.device, "bf16", outlook)
     elements = sum(layer.kv_heads * (layer.key_size + layer.stored_values) for layer in share.layers)
@@ -157,9 +190,7 @@ def _pages(rank: RankWork, load: Load, outlook: Outlook) -> tuple[float, float]:
         attended = load.sequences * _seen(layer, load.positions) + load.prompt * _seen(layer, load.seen)
         operations += 2 * heads * (layer.key_size + layer.value_size) * attended
     read += 2 * load.sequences * rank.state_bytes
-    reading = read / (rank.device.memory * 1e9 * reached.reading)
-    multiplying = operations / (rank.device.bf16 * 1e12 * reached.multiplying * _ATTENDING)
-    return (reading, 0.0) if reading >= multiplying else (0.0, multiplying)
+    return _longer(read / read_rate, operations / (rank.device.bf16 * 1e12 * reached.multiplying * _ATTENDING))
 
 
 def _seen(layer: LayerCache, positions: float) -> float:
@@ -178,4 +209,5 @@ def _adding(work: Work, stage: StageWork, load: Load, own: Pace) -> float:
         return 0.0
     count = int(load.rows * work.hidden * work.element)
     one = all_reduce_seconds(stage.link, ranks, count, own.own_all_reduce)
-    return 2 * stage.ranks[0].layers * (one + (own.eager_call if stage.link is not None else 0.0))
+    times = own.mixture_exchanges if stage.ranks[0].share.experts else 2
+    return times * stage.ranks[0].layers * (one + (own.eager_call if stage.link is not None else 0.0))
