@@ -24,7 +24,7 @@ _READING: MappingProxyType[Family, tuple[float, float, float]] = MappingProxyTyp
         "graphics": (0.66, 0.80, 0.90),
         "volta": (0.50, 0.70, 0.85),
         "other": (0.40, 0.65, 0.85),
-        "processor": (0.60, 0.90, 1.00),
+        "processor": (0.70, 1.00, 1.15),
     }
 )
 # Of dense products, what prompts and large batches reach, norms and activations between them counted apart. Whole
@@ -37,6 +37,10 @@ _MULTIPLYING: MappingProxyType[NumberKind, tuple[float, float, float]] = Mapping
         "fp4": (0.34, 0.48, 0.65),
     }
 )
+# A processor's figures are what was measured of it, not what it is built for.
+_PROCESSOR_MULTIPLYING = (0.65, 0.92, 1.05)
+# Its attention computes as long as it reads: 87 ms a step for 1.47 GB of pages at 30 GB/s (tests/bench/README.md).
+_PROCESSOR_PAGES = 0.56
 # Of that, what products of experts reach: each sees a part of the rows, which are gathered and scattered.
 _EXPERTS = (0.25, 0.45, 0.80)
 # Of what reading reaches, what reading experts reaches: few rows pass each, and a step begins many of them (gpt-fast's
@@ -70,8 +74,14 @@ class Efficiency:
 def efficiency(device: DeviceSpeed, kind: NumberKind, outlook: Outlook = "likely") -> Efficiency:
     """What the device reaches where weights are of that kind."""
     at = _OWN[outlook]
-    multiplied = _MULTIPLYING[device.multiplies(kind)][at]
+    processor = device.family == "processor"
+    multiplied = _PROCESSOR_MULTIPLYING[at] if processor else _MULTIPLYING[device.multiplies(kind)][at]
     return Efficiency(outlook, _READING[device.family][at], multiplied, _EXPERTS[at])
+
+
+def pages_reading(device: DeviceSpeed) -> float:
+    """The part of `reading` that pages reach."""
+    return _PROCESSOR_PAGES if device.family == "processor" else 1.0
 
 
 def widened(device: DeviceSpeed, bits: float) -> float:

@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from backend.planner.fit.report import Bound
 from backend.planner.timing.communication import all_reduce_seconds
 from backend.planner.timing.device_speed import DeviceSpeed
-from backend.planner.timing.efficiency import EXPERTS_READING, Outlook, efficiency, link_factor, widened
+from backend.planner.timing.efficiency import EXPERTS_READING, Outlook, efficiency, link_factor, pages_reading, widened
 from backend.planner.timing.pace import Pace, pace
 from backend.planner.timing.work import RankWork, StageWork, Work
 from kvcache.layout import LayerCache
 
-# Attention multiplies at this part of what linears reach: softmax runs between its two products.
-_ATTENDING = 1.0
 # How often a row's hidden state, its widest parts, and its copies for experts pass memory in a layer, between products:
 # norms, residuals, activations, and turning them to 8 bits.
 _HIDDEN_PASSES, _WIDE_PASSES, _ROUTED_PASSES = 6, 3, 1
@@ -24,7 +22,7 @@ _EXPERT_KERNELS = 0.8
 # Bytes a logit, for softmax and choosing.
 _LOGIT_BYTES = 12
 
-
+# Seconds of reading and of multiplying.
 _Part = tuple[float, float]
 
 
@@ -107,7 +105,7 @@ def step_overhead(work: Work, load: Load, engine: str) -> StepTime:
 
 
 def _phases(work: Work, rank: RankWork, load: Load, ranks: int, engine: Pace, outlook: Outlook) -> Iterator[_Part]:
-    """Seconds of reading and of multiplying: attention's linears, its pages, MLPs, output, activations."""
+    """Attention's linears, its pages, MLPs, output, and what lies between products."""
     share, device = rank.share, rank.device
     reached = efficiency(device, work.number, outlook)
     read_rate = device.memory * 1e9 * reached.reading * engine.reading(device.family)
@@ -116,7 +114,7 @@ def _phases(work: Work, rank: RankWork, load: Load, ranks: int, engine: Pace, ou
     linear_rate = read_rate * _widening(device, stored, narrow)
     attention = share.attention_parameters + share.replicated_parameters
     yield _longer(attention * stored / linear_rate, 2 * attention * load.rows / rate)
-    yield _pages(rank, load, read_rate, outlook)
+    yield _pages(rank, load, read_rate * pages_reading(device), outlook)
     columns = sum(part.parameters for part in share.columns)
     expert_stored = _expert_stored(rank)
     passed, multiplied = _experts(work, rank, load, ranks)
@@ -190,7 +188,7 @@ def _pages(rank: RankWork, load: Load, read_rate: float, outlook: Outlook) -> _P
         attended = load.sequences * _seen(layer, load.positions) + load.prompt * _seen(layer, load.seen)
         operations += 2 * heads * (layer.key_size + layer.value_size) * attended
     read += 2 * load.sequences * rank.state_bytes
-    return _longer(read / read_rate, operations / (rank.device.bf16 * 1e12 * reached.multiplying * _ATTENDING))
+    return _longer(read / read_rate, operations / (rank.device.bf16 * 1e12 * reached.multiplying))
 
 
 def _seen(layer: LayerCache, positions: float) -> float:
