@@ -18,7 +18,7 @@ from backend.hardware.gpu_table import gpu_facts
 from backend.library.model_table import known_from_catalogue
 from backend.planner.fit.known_model import KnownModel
 from backend.planner.timing.efficiency import Outlook
-from backend.planner.timing.prediction import throughput, token_seconds
+from backend.planner.timing.forecast import Forecast
 from tests.fit.speed_case import SkippedError, SpeedCase, published, read_case
 from tests.fit.speed_work import batch_of, work_of
 
@@ -61,11 +61,12 @@ def predict_case(case: SpeedCase, known: KnownModel) -> Predicted:
     work = work_of(case, known, gpu)
     batch = (case.batch or 1) if case.mode == "decode" else batch_of(case, work, gpu)
 
+    forecast = Forecast(work, case.engine)
+
     def rate(outlook: Outlook) -> float:
         if case.mode == "throughput":
-            return throughput(work, batch, case.prompt, case.answer, case.engine, outlook)
-        positions = case.prompt + case.answer / 2
-        return work.replicas * batch / token_seconds(work, batch, positions, case.engine, outlook)
+            return forecast.throughput(batch, case.prompt, case.answer, outlook)
+        return work.replicas * batch / forecast.token(batch, case.prompt + case.answer / 2, outlook)
 
     return Predicted(rate("likely"), rate("worst"), rate("best"), batch)
 

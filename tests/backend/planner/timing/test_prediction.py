@@ -13,13 +13,8 @@ from backend.planner.fit.report import Interval, Speed
 from backend.planner.links import Link
 from backend.planner.model_facts import ModelFacts
 from backend.planner.timing.device_speed import DeviceSpeed, NumberKind
-from backend.planner.timing.prediction import (
-    answer_seconds,
-    first_token_seconds,
-    predict,
-    throughput,
-    token_seconds,
-)
+from backend.planner.timing.forecast import Forecast
+from backend.planner.timing.prediction import answer_seconds, predict
 from backend.planner.timing.work import Work
 from tests.fakes.models import LLAMA_8B, LLAMA_70B, QWEN3_30B_A3B, STARTER, dense
 from tests.fakes.works import A100, H100, L40S, NVLINK, PCIE_4, RTX_3090, STAGED, work_of
@@ -32,7 +27,7 @@ ENGINES = ("shardwise", "vllm", "TensorRT-LLM", "llama.cpp")
 
 def alone(work: Work, engine: str = "vllm", positions: int = 256) -> float:
     """Tokens a second of one answer."""
-    return 1 / token_seconds(work, 1, positions, engine)
+    return 1 / Forecast(work, engine).token(1, positions)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +56,7 @@ def test_a_mixture_reads_its_active_experts() -> None:
 
 def test_many_sequences_pass_most_experts() -> None:
     work = work_of(QWEN3_30B_A3B, (H100,))
-    few, many = token_seconds(work, 1, 0, "vllm"), token_seconds(work, 64, 0, "vllm")
+    few, many = Forecast(work, "vllm").token(1, 0), Forecast(work, "vllm").token(64, 0)
     assert many > 3 * few
 
 
@@ -73,13 +68,13 @@ def test_ranks_wait_for_the_one_with_most_heads() -> None:
 def test_a_slow_card_is_waited_for() -> None:
     quick = work_of(LLAMA_70B, (H100,) * 4, NVLINK)
     mixed = work_of(LLAMA_70B, (H100, H100, H100, A100), NVLINK)
-    assert token_seconds(mixed, 1, 256) > 1.3 * token_seconds(quick, 1, 256)
+    assert Forecast(mixed).token(1, 256) > 1.3 * Forecast(quick).token(1, 256)
 
 
 def test_a_slow_link_costs_prompts_too() -> None:
     direct, staged = (work_of(LLAMA_8B, (RTX_3090,) * 3, link) for link in (PCIE_4, STAGED))
     assert answer_seconds(direct) < answer_seconds(staged)
-    assert first_token_seconds(direct, 1024) < first_token_seconds(staged, 1024)
+    assert Forecast(direct).first_token(1024) < Forecast(staged).first_token(1024)
 
 
 def test_a_prompts_communication_is_small_over_nvlink_and_most_of_it_over_pcie() -> None:
@@ -87,9 +82,9 @@ def test_a_prompts_communication_is_small_over_nvlink_and_most_of_it_over_pcie()
     for device, link, computing, adding in ((H100, NVLINK, 0.42, 0.092), (L40S, PCIE_4, 1.1, 6.2)):
         lone = work_of(LLAMA_70B, (device,) * 4)
         joined = work_of(LLAMA_70B, (device,) * 4, link)
-        computed = first_token_seconds(lone, 8192, "vllm")
+        computed = Forecast(lone, "vllm").first_token(8192)
         assert computed == pytest.approx(computing, rel=0.35)
-        assert first_token_seconds(joined, 8192, "vllm") - computed == pytest.approx(adding, rel=0.15)
+        assert Forecast(joined, "vllm").first_token(8192) - computed == pytest.approx(adding, rel=0.15)
 
 
 def staged(work: Work, stages: int, between: Link | Network | None) -> Work:
@@ -100,16 +95,16 @@ def staged(work: Work, stages: int, between: Link | Network | None) -> Work:
 def test_one_user_waits_for_all_stages_and_many_keep_them_busy() -> None:
     one = work_of(LLAMA_8B, (RTX_3090,))
     two = staged(one, 2, PCIE_4)
-    assert token_seconds(two, 1, 256) > 1.9 * token_seconds(one, 1, 256)
-    assert token_seconds(two, 64, 256) < 1.3 * 2 * token_seconds(one, 32, 256)
-    assert throughput(two, 64, 512, 128) > 0.8 * throughput(one, 32, 512, 128)
+    assert Forecast(two).token(1, 256) > 1.9 * Forecast(one).token(1, 256)
+    assert Forecast(two).token(64, 256) < 1.3 * 2 * Forecast(one).token(32, 256)
+    assert Forecast(two).throughput(64, 512, 128) > 0.8 * Forecast(one).throughput(32, 512, 128)
 
 
 def test_a_long_prompt_fills_stages_one_after_another() -> None:
     """Of m + p - 1 turns, p - 1 are bubbles."""
     one = work_of(LLAMA_8B, (RTX_3090,))
     two = staged(one, 2, PCIE_4)
-    short, long = (first_token_seconds(two, count) / first_token_seconds(one, count) for count in (4096, 32_768))
+    short, long = (Forecast(two).first_token(count) / Forecast(one).first_token(count) for count in (4096, 32_768))
     assert short == pytest.approx(2.0, rel=0.05)
     assert long == pytest.approx(9 / 8, rel=0.05)
 
@@ -118,7 +113,7 @@ def test_a_network_costs_what_it_takes_to_hand_on() -> None:
     slow = Network("tcp-100g", "100 GbE", 12.5, 5.0, 40e-6)
     quick = Network("ib-ndr400", "InfiniBand", 50.0, 44.0, 10e-6)
     one = work_of(LLAMA_8B, (H100,))
-    times = [first_token_seconds(staged(one, 2, way), 2048) for way in (quick, slow)]
+    times = [Forecast(staged(one, 2, way)).first_token(2048) for way in (quick, slow)]
     sent = 2048 * 4096 * 2
     assert times[1] - times[0] == pytest.approx(30e-6 + sent / 5e9 - sent / 44e9, rel=0.01)
 
@@ -127,9 +122,9 @@ def test_layers_in_host_memory_are_waited_for() -> None:
     work = work_of(LLAMA_8B, (RTX_3090,))
     rank = replace(work.stages[0].ranks[0], hosted_bytes=4 << 30, host_rate=25.0)
     streaming = replace(work, stages=(replace(work.stages[0], ranks=(rank,)),))
-    assert token_seconds(streaming, 1, 256) >= (4 << 30) / 25e9
+    assert Forecast(streaming).token(1, 256) >= (4 << 30) / 25e9
     assert predict(streaming).bound == "link"
-    assert token_seconds(streaming, 1, 256) > token_seconds(work, 1, 256)
+    assert Forecast(streaming).token(1, 256) > Forecast(work).token(1, 256)
 
 
 def test_what_a_step_waits_for_is_named() -> None:
