@@ -21,6 +21,7 @@ from app.doctor.software_findings import (
 )
 from app.doctor.stage_lines import shown_stages
 from app.runtime_file import runtime_folder
+from backend.hardware.host_probe import measured
 from backend.hardware.machine import Machine, read_machine
 from backend.hardware.peer_probe import probed
 from backend.library.catalogue import catalogue
@@ -49,7 +50,7 @@ def doctor(
     if kv is not None:
         _show_accuracy(kv, kv_context, seconds, json)
         return
-    machine = probed(read_machine())
+    machine = measured(probed(read_machine()))
     found = findings(machine, port)
     serves = all(finding.status != "failure" for finding in found)
     if json:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from backend.hardware.gpu import Gpu
 from backend.hardware.machine import Machine
 from backend.hardware.peer import PeerPath
+from backend.hardware.rates import HostRates
 
 # GB/s of one PCIe lane by generation, after encoding.
 _LANE = {1: 0.25, 2: 0.5, 3: 0.985, 4: 1.969, 5: 3.938, 6: 7.563}
@@ -97,9 +98,10 @@ def pair_link(machine: Machine, first: int, second: int) -> Link:
     return host
 
 
-def host_bandwidth(gpu: Gpu) -> float:
-    """GB/s from pinned host memory, by what its slot is built for: large copies reach four fifths of it."""
-    return 0.8 * (_slot(gpu) or _UNKNOWN_PCIE)
+def host_bandwidth(gpu: Gpu, rates: HostRates | None = None) -> float:
+    """GB/s from pinned host memory: as measured, else four fifths of what its slot is built for."""
+    measured = rates.to_gpu(gpu.uuid) if rates is not None else 0.0
+    return measured or 0.8 * (_slot(gpu) or _UNKNOWN_PCIE)
 
 
 def _measured(built: float, peer: PeerPath | None) -> float:
