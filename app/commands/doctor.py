@@ -12,6 +12,7 @@ from app.background import log_folder
 from app.doctor.finding import Finding
 from app.doctor.hardware_findings import hardware_findings
 from app.doctor.kv_accuracy import as_table, kv_accuracy
+from app.doctor.own_processes import own_processes
 from app.doctor.place_findings import folder_finding, library_finding, port_finding
 from app.doctor.software_findings import (
     compute_findings,
@@ -87,7 +88,7 @@ def findings(machine: Machine, port: int) -> list[Finding]:
     return [
         python_finding(),
         *computed,
-        *hardware_findings(machine),
+        *hardware_findings(machine, own_processes()),
         folder_finding("cache", cache_home(), needs_space=True),
         folder_finding("data", platformdirs.user_data_path("shardwise")),
         folder_finding("log", log_folder()),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from app.doctor.finding import Finding
 from app.doctor.gpu_findings import gpu_findings
 from app.doctor.rate_findings import rate_findings
@@ -14,13 +16,14 @@ from backend.planner.units import human_bytes
 _LEAST_MEMORY = 2 << 30
 
 
-def hardware_findings(machine: Machine) -> list[Finding]:
+def hardware_findings(machine: Machine, own: Collection[int] = ()) -> list[Finding]:
+    """`own`: processes of this user's servers."""
     return [
         _cpu(machine),
         _memory(machine),
         *_gpus(machine),
         *gpu_findings(machine),
-        *sharing_findings(machine),
+        *sharing_findings(machine, own),
         *rate_findings(machine),
     ]
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 from msgspec.structs import replace
 
+from app.background import ServerRecord
 from app.doctor.finding import Finding
 from app.doctor.gpu_findings import gpu_findings
 from app.doctor.hardware_findings import hardware_findings
+from app.doctor.own_processes import own_processes
 from backend.hardware.gpu import GpuFault, GpuHealth
 from backend.hardware.machine import Machine
 from backend.hardware.peer import PeerPath
@@ -100,6 +106,31 @@ def test_a_gpu_that_mig_divides_is_explained_with_the_fix() -> None:
 def test_who_else_uses_a_gpu_is_told_with_a_fix(topology: str, status: str, words: str) -> None:
     found = [finding for finding in hardware_findings(machine_of(topology)) if finding.area == "sharing"]
     assert any(finding.status == status and words in finding.what and finding.fix for finding in found)
+
+
+def test_our_own_server_is_no_stranger() -> None:
+    machine = machine_of("rtx4090-held")
+    (finding,) = [finding for finding in hardware_findings(machine, own={48211}) if finding.area == "sharing"]
+    assert finding.status == "note"
+    assert "shardwise runs on it, llama-server (48211, 21.4 GiB)" in finding.what
+    assert finding.fix == "To free it: shardwise stop"
+    shared = hardware_findings(machine_of("rtx3090-shared"), own={5120})
+    others = [finding.what for finding in shared if finding.area == "sharing" and finding.status == "warning"]
+    assert len(others) == 1
+    assert others[0].startswith("python3 (7331, 2.35 GiB) computes on GPU 0")
+
+
+def test_the_processes_of_a_server_are_found_by_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.doctor.own_processes.running_servers", lambda: (ServerRecord(os.getpid(), "", ""),))
+    child = subprocess.Popen((sys.executable, "-c", "input()"), stdin=subprocess.PIPE)
+    try:
+        assert {os.getpid(), child.pid} <= own_processes()
+    finally:
+        child.kill()
+        child.communicate()
+    gone = ServerRecord(child.pid, "", "")
+    monkeypatch.setattr("app.doctor.own_processes.running_servers", lambda: (gone,))
+    assert own_processes() == frozenset()
 
 
 def test_a_gpu_that_is_ours_alone_has_no_finding_of_sharing() -> None:
