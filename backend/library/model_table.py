@@ -125,8 +125,11 @@ def _model(line: bytes) -> CatalogueModel:
 
 # Words of a name that leave dimensions as they are.
 _MANNER = frozenset(
-    "instruct chat it hf base pt text thinking preview bf16 fp16 meta nvidia dynamic quantized gguf gptq awq fp8 int4 "
-    "int8 w8a8 w4a16 w8a16 nvfp4 fp4 mxfp4 bnb 4bit 8bit unsloth block marlin autoround llm compressed tensors".split()
+    (
+        *("instruct", "chat", "it", "hf", "base", "pt", "text", "thinking", "preview", "meta", "nvidia", "unsloth"),
+        *("bf16", "fp16", "dynamic", "block", "quantized", "gguf", "gptq", "awq", "marlin", "autoround", "bnb"),
+        *("fp8", "int4", "int8", "w8a8", "w4a16", "w8a16", "nvfp4", "fp4", "mxfp4", "4bit", "8bit"),
+    )
 )
 _QUANT = re.compile(r"[._-]((?:iq|q|tq)\d\w*|bf16|f16|f32|mxfp4)\.gguf$")
 # Organizations whose FP8 checkpoints have a scale for each block of 128 by 128, or one for a whole weight.
