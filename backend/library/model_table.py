@@ -30,6 +30,7 @@ class _Row(Struct, frozen=True):
     notes: str = ""
     total_params_computed: int | None = None
     active_params_computed: int | None = None
+    kv_bytes_per_token_16bit_full_attn_layers: int | None = None
     stored_bytes: int | None = None
 
 
@@ -42,7 +43,8 @@ class CatalogueModel:
         label: for people.
         aliases: other names of models with the same dimensions.
         dimensions: its sizes; packing: how the variant's checkpoint is packed, by a name of `packings`.
-        parameters, active: of the text model, for lists; active those that a token passes; None where not computed.
+        parameters, active: of the text model, for lists; active those that a token passes; None where not counted.
+        kv_bytes: of one token, of the layers that keep every position, at two bytes an element.
         source: where the dimensions come from.
     """
 
@@ -53,6 +55,7 @@ class CatalogueModel:
     packing: str
     parameters: int | None
     active: int | None
+    kv_bytes: int | None
     source: str
     notes: str = ""
     stored_bytes: int | None = None
@@ -117,6 +120,7 @@ def _model(line: bytes) -> CatalogueModel:
         packing=dimensions.quant or "model",
         parameters=row.total_params_computed,
         active=row.active_params_computed,
+        kv_bytes=row.kv_bytes_per_token_16bit_full_attn_layers,
         source=row.source,
         notes=row.notes,
         stored_bytes=row.stored_bytes,
