@@ -43,6 +43,7 @@ def known_model_of(
         source=source,
         states=whole.states(),
         other_parameters=dimensions.other_parameters,
+        rope_tables=dimensions.rope_tables,
     )
 
 

@@ -51,6 +51,8 @@ class KnownModel:
         other_parameters: outside the text model (image and sound encoders): engines that serve them load these too,
             whole on every rank unless they say otherwise.
         exact: whether weights are known tensor by tensor, rather than from dimensions.
+        rope_tables: positions and rotated elements of each table of cosines and sines that an engine keeps; empty for
+            one of the longest context.
     """
 
     name: str
@@ -61,3 +63,4 @@ class KnownModel:
     states: tuple[StateLayers, ...] = ()
     other_parameters: int = 0
     exact: bool = False
+    rope_tables: tuple[tuple[int, int], ...] = ()
