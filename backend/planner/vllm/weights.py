@@ -13,7 +13,6 @@ from backend.planner.model_facts import ModelFacts
 from backend.planner.vllm.allocator import rounding
 from backend.planner.vllm.deployment import VllmDeployment
 from backend.planner.vllm.latents import copied_bytes, latent_sizes
-from backend.planner.vllm.rope_tables import rope_bytes
 from backend.planner.vllm.stages import layer_count, stage_part, stage_ranges
 from kvcache.layout import Keeps
 from quant.weight_sizes import LinearShape
@@ -36,7 +35,7 @@ def stage_weights(model: KnownModel, deployment: VllmDeployment) -> tuple[int, .
     table, output = _vocabulary(facts, deployment)
     given = []
     for stage, layers in enumerate(stages):
-        held = int(inside * stage_part(model, layers)) + rope_bytes(model, deployment)
+        held = int(inside * stage_part(model, layers)) + model.rope_elements * deployment.element
         if stage == 0:
             held += table + _encoders(model, deployment)
         if stage == deployment.pp - 1:
