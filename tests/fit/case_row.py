@@ -48,7 +48,7 @@ def read_row(row: Mapping[str, Any]) -> CaseRow:
     found = _model(row)
     packing = packing_of(row.get("dtype_quant"), row.get("model"))
     own = found.packing if found else "model"
-    if packing is None or (packing == "fp8" and own.startswith("fp8")):
+    if packing is None or (packing == "fp8" and "fp8" in own):
         packing = own
     return CaseRow(
         id=str(row.get("id") or "?"),

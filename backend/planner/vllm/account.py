@@ -65,9 +65,14 @@ def _with_pool(stages: tuple[StageMemory, ...], groups: KvGroups, deployment: Vl
         layers_billed=groups.layers_billed,
         block_tokens=groups.block_tokens,
         blocks=blocks,
-        kv_tokens=groups.tokens(blocks),
+        kv_tokens=_logged_tokens(groups, blocks, concurrency, deployment),
         needed=needed,
         largest_context=largest,
         concurrency=concurrency,
         verdict=judge(stages, Pool(tightest, needed, largest, concurrency), deployment),
     )
+
+
+def _logged_tokens(groups: KvGroups, blocks: int, concurrency: float, deployment: VllmDeployment) -> int:
+    """What the log calls the size of the cache: from 0.20 on, what sequences of the longest length have together."""
+    return int(concurrency * deployment.max_model_len) if deployment.version >= (0, 20) else groups.tokens(blocks)

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 
 from backend.planner.fit.known_model import KnownModel
 from backend.planner.vllm.deployment import Version, VllmDeployment
-from kvcache.layout import Keeps
 
 _MIB = 1 << 20
-# fused_moe takes no more tokens at once (VLLM_FUSED_MOE_CHUNK_SIZE, until the workspaces of 0.13).
+# fused_moe takes no more tokens at once (VLLM_FUSED_MOE_CHUNK_SIZE, until the workspaces of 0.13, which stay while the
+# sampler runs: v1/worker/workspace.py).
 _EXPERT_CHUNK = 32768
-# Experts' workspaces belong to a manager from 0.13 on: they stay while the sampler runs (v1/worker/workspace.py).
 _WORKSPACES: Version = (0, 13)
 # Sequences' logits beside their own dtype, bytes each. Until 0.16 sampling sorts: float32 logits and probabilities,
 # int64 indices, and their copies. From 0.17 on it does not: three float32 copies.
@@ -29,10 +28,12 @@ _REST_SORTED, _REST = 50 * _MIB, 120 * _MIB
 # Hidden states that live through an eager layer (V0: residual, input and half of an output), and through a compiled
 # one, whose buffers do not reuse each other.
 _HIDDEN_EAGER, _HIDDEN_COMPILED = 2.6, 6.0
-# Images in V1: embeddings to put in, and what the encoder gave, [T, hidden] each, twice; and the dummy's pixels.
-_IMAGE_STATES, _IMAGES = 4, 80 * _MIB
-# An image encoder of V0 profiles its largest image in one piece: bytes for each of its parameters (10 logs).
-_ENCODER_V0 = 0.9
+# With images: embeddings to put in, and what the encoder gave, [T, hidden] each; in V1 the dummy's pixels too.
+_IMAGE_STATES, _IMAGES = 2, 80 * _MIB
+# Encoders that take images as large as they come profile the largest: 16384 tokens of 4 patches. Elements that live for
+# a patch, whole and divided by tensor parallelism (two logs, TP 1 and 4).
+_LARGE_IMAGES = {"Qwen2_5_VLForConditionalGeneration": (65536, 13900, 26500)}
+_LARGE_IMAGES_FROM: Version = (0, 7)
 
 
 def stage_activations(model: KnownModel, deployment: VllmDeployment) -> tuple[int, ...]:
@@ -55,15 +56,17 @@ class _Peak:
     def of_stage(self, first: bool, last: bool) -> int:
         sorts = self.deployment.version < _SORTS_UNTIL
         carried = 0 if first and last else (1 if first else 2) * self.states
-        forward = self._forward() + (carried if first else 0)
-        if not last or (not self.deployment.v1 and self.deployment.chunked_prefill):
-            # V0 gives no token of a divided prompt to the sampler.
+        forward = max(self._forward() + self._images() + (carried if first else 0), self._encoder() if first else 0)
+        if not last or not self._samples():
             return forward
-        kept = self.states + carried
-        if self.deployment.version >= _WORKSPACES:
-            kept += self._workspaces()
-        sampled = self._sampler() + kept + (_REST_SORTED if sorts else _REST) + self._images()
-        return max(forward + self._images(), sampled)
+        kept = self.states + carried + (self._workspaces() if self.deployment.v1 else 0)
+        return max(forward, self._sampler() + kept + (_REST_SORTED if sorts else _REST) + self._images())
+
+    def _samples(self) -> bool:
+        """Whether the profiling run samples at full width: V0 gives no token of a divided prompt to the sampler, and
+        with images takes as few sequences as have an image each."""
+        whole = not self.deployment.chunked_prefill and not self.model.other_parameters
+        return self.deployment.v1 or whole
 
     def _sampler(self) -> int:
         each = (_SORTED if self.deployment.version < _SORTS_UNTIL else _UNSORTED) + self.deployment.element
@@ -99,10 +102,11 @@ class _Peak:
     def _images(self) -> int:
         if not self.model.other_parameters:
             return 0
-        if self.deployment.v1:
-            return _IMAGE_STATES * self.states + _IMAGES
-        return 0
+        return _IMAGE_STATES * self.states + (_IMAGES if self.deployment.v1 else 0)
 
-
-def has_latents(model: KnownModel) -> bool:
-    return any(layer.keeps is Keeps.LATENT for layer in model.facts.layers)
+    def _encoder(self) -> int:
+        """The encoder's own peak, with which nothing else is held."""
+        if self.deployment.version < _LARGE_IMAGES_FROM:
+            return 0
+        patches, whole, divided = _LARGE_IMAGES.get(self.model.facts.architecture, (0, 0, 0))
+        return int(patches * (whole + divided / self.deployment.tp) * self.deployment.element)

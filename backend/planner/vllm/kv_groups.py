@@ -8,7 +8,7 @@ up. A block then holds `block_size` tokens of one group's layers, and all groups
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from backend.planner.fit.known_model import KnownModel
 from backend.planner.vllm.deployment import Version, VllmDeployment, keeps_latents
@@ -26,13 +26,17 @@ _FLOAT32_STATES = ("Qwen3_5", "Qwen3Next", "NemotronH", "FalconH1")
 
 @dataclass(frozen=True, slots=True)
 class KvKind:
-    """Layers that keep alike: how many, what window, and bytes of a token (or, of a state, of a sequence)."""
+    """Layers that keep alike: how many, what window, and bytes of a token (or, of a state, of a sequence).
+
+    `block_tokens` is set by `kv_groups`: where tokens take less, a block has more of them.
+    """
 
     layers: int
     window: int | None
     chunked: bool
     token_bytes: int
     state: bool = False
+    block_tokens: int = 1
 
     def kept(self, step_tokens: int) -> int:
         """Positions of a sequence that windowed layers keep at most, those of a step included."""
@@ -69,7 +73,7 @@ class KvGroups:
         return max(0, pool) // (layers * self.block_bytes) if layers and self.block_bytes else 0
 
     def tokens(self, blocks: int) -> int:
-        """What vLLM's log calls the size of the cache."""
+        """What logs of vLLM before 0.20 call the size of the cache: each group's part of the blocks."""
         return blocks // max(1, sum(self.groups)) * self.block_tokens
 
     def blocks_of(self, length: int, step_tokens: int) -> int:
@@ -84,7 +88,7 @@ class KvGroups:
             return 1
         kept = min(length, kind.kept(step_tokens)) if kind.window is not None else length
         # One block more, because a window may start inside of one (SlidingWindowSpec.max_memory_usage_bytes).
-        return -(-kept // self.block_tokens) + (kind.window is not None and not kind.chunked)
+        return -(-kept // kind.block_tokens) + (kind.window is not None and not kind.chunked)
 
     def largest(self, blocks: int, limit: int, step_tokens: int) -> int:
         """The longest sequence, of `limit` positions at most, that `blocks` hold; 0 where none does.
@@ -98,15 +102,19 @@ class KvGroups:
         return max((length for length in found if self.blocks_of(length, step_tokens) <= blocks), default=0)
 
     def _on_line(self, bend: int, blocks: int, step_tokens: int) -> int:
+        """The longest sequence on the line that ends at `bend`, counted in the coarsest group's blocks."""
         growing = [
-            groups
+            (kind, groups)
             for kind, groups in self._pairs()
             if not kind.state and (kind.window is None or kind.kept(step_tokens) >= bend)
         ]
         if not growing:
             return 0
-        fixed = self.blocks_of(bend, step_tokens) - sum(growing) * -(-bend // self.block_tokens)
-        return max(0, min(bend, (blocks - fixed) // sum(growing) * self.block_tokens))
+        step = max(kind.block_tokens for kind, _ in growing)
+        rounds = -(-bend // step)
+        each = sum(groups * -(-step // kind.block_tokens) for kind, groups in growing)
+        fixed = self.blocks_of(rounds * step, step_tokens) - rounds * each
+        return max(0, min(bend, (blocks - fixed) // each * step))
 
 
 def kv_groups(model: KnownModel, deployment: VllmDeployment) -> KvGroups:
@@ -118,6 +126,10 @@ def kv_groups(model: KnownModel, deployment: VllmDeployment) -> KvGroups:
         # Attention's block grows until it is no smaller than a state, which is filled up to it.
         tokens = max(tokens, -(-math.ceil(state / widest) // _BLOCK_STEP) * _BLOCK_STEP)
     page = widest * tokens if widest else state
+    kinds = tuple(
+        replace(kind, block_tokens=1 if kind.state else tokens * max(1, widest // max(1, kind.token_bytes)))
+        for kind in kinds
+    )
     size = _group_size([kind.layers for kind in kinds], deployment.version)
     groups = tuple(-(-kind.layers // size) for kind in kinds) if len(kinds) > 1 else (1,) * len(kinds)
     return KvGroups(kinds, size, groups, tokens, page, _stage_layers(model, deployment, kinds, groups))

@@ -19,13 +19,17 @@ _KERNELS_NEW, _KERNELS_V1, _KERNELS_V0 = 0.25, 0.13, 0.06
 _KERNELS_WITH_CONTEXT = 0.33
 # With stages, what a rank needs was taken before profiling starts.
 _KERNELS_STAGES = 0.07
-# NCCL's buffers of two ranks and more, on GPUs whose switch adds up itself (compute capability 9.0 on, NVLink): 0.17 on.
+# NCCL's buffers of two ranks and more. On GPUs whose switch adds up itself (compute capability 9.0 on, NVLink), 0.17
+# and later: 2.06 GiB with two ranks, 2.13 to 2.21 with four. Before, buffers for each pair of ranks: 0.42 with two
+# (H100, 0.16), 7.2 with eight (H200, 0.7), and a quarter of that on NVLink 3 (A100: 0.43 with four, 2.1 with eight).
 _SWITCH, _SWITCH_EACH = 1.8, 0.03
-# Everywhere else, and before: 0.42 on H100, 0.2 on 4090, 0.37 on A100.
-_RANKS_V1, _RANKS = 0.42, 0.25
+_PAIRS_SWITCH, _PAIRS_NVLINK = 0.42, 0.11
+# Over PCIe: 0.2 on RTX 4090 and 3090.
+_RANKS = 0.2
 
-# A captured graph: 0.33 MiB for each layer and batch size, and 0.38 GiB of a pool, for 51 sizes (V1 0.19 on H100).
-_GRAPH_LAYER, _GRAPH_POOL = 0.0165, 0.38
+# CUDA graphs of 51 batch sizes: 0.38 GiB of a pool, 17 MiB for each layer, and 4 for each expert that a token passes
+# in it (V1 0.19 on H100; 0.51 GiB for 8 dense layers to 1.85 for 80).
+_GRAPH_POOL, _GRAPH_LAYER, _GRAPH_EXPERT = 0.38, 0.0165, 0.004
 _GRAPH_SIZES = 51
 
 
@@ -36,15 +40,24 @@ def non_torch_bytes(deployment: VllmDeployment) -> int:
 
 def _non_torch(deployment: VllmDeployment) -> float:
     version, many = deployment.version, deployment.tp > 1
+    if version >= (0, 17) and deployment.pp > 1 and not many:
+        return _KERNELS_STAGES
     if version >= (0, 17):
-        if many and _switched(deployment):
-            return _KERNELS_NEW + _SWITCH + _SWITCH_EACH * (deployment.tp - 2)
-        if deployment.pp > 1 and not many:
-            return _KERNELS_STAGES
-        return (_KERNELS_NEW if _switched(deployment) else _KERNELS_V1) + (_RANKS if many else 0)
-    if deployment.v1:
-        return _KERNELS_V1 + (_RANKS_V1 if many else 0)
-    return (_KERNELS_V0 if version >= (0, 7) else _KERNELS_WITH_CONTEXT) + (_RANKS if many else 0)
+        kernels = _KERNELS_NEW if _switched(deployment) else _KERNELS_V1
+    elif deployment.v1:
+        kernels = _KERNELS_V1
+    else:
+        kernels = _KERNELS_V0 if version >= (0, 7) else _KERNELS_WITH_CONTEXT
+    return kernels + (_communication(deployment) if many else 0)
+
+
+def _communication(deployment: VllmDeployment) -> float:
+    pairs = (deployment.tp / 2) ** 2
+    if _switched(deployment):
+        newer = deployment.version >= (0, 17)
+        return _SWITCH + _SWITCH_EACH * (deployment.tp - 2) if newer else _PAIRS_SWITCH * pairs
+    linked = any(name in deployment.gpu.lower() for name in ("a100-sxm", "v100-sxm"))
+    return max(_RANKS, _PAIRS_NVLINK * pairs) if linked else _RANKS
 
 
 def _switched(deployment: VllmDeployment) -> bool:
@@ -66,7 +79,8 @@ def graph_bytes(model: KnownModel, deployment: VllmDeployment) -> int:
     if deployment.enforce_eager:
         return 0
     layers = layer_count(model) / deployment.pp
-    return int((_GRAPH_POOL + _GRAPH_LAYER * layers) * _sizes(deployment) / _GRAPH_SIZES * _GIB)
+    each = _GRAPH_LAYER + _GRAPH_EXPERT * model.facts.active_experts
+    return int((_GRAPH_POOL + each * layers) * _sizes(deployment) / _GRAPH_SIZES * _GIB)
 
 
 def _sizes(deployment: VllmDeployment) -> int:
