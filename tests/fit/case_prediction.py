@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from backend.planner.fit.known_model import KnownModel
 from backend.planner.vllm.account import account
 from backend.planner.vllm.deployment import VllmDeployment, default_deployment
+from backend.planner.vllm.stages import layer_count
 from tests.fit import other_engines
 from tests.fit.case_row import CaseRow
 
@@ -49,8 +50,8 @@ def predict(row: CaseRow) -> CasePrediction:
 def _served(row: CaseRow, model: KnownModel, tp: int) -> CasePrediction:
     if row.packing.startswith("gguf:") and row.engine.kind != "vllm":
         return CasePrediction(skipped="packing not covered")
-    if tp > min(model.facts.heads, default=1):
-        return CasePrediction(skipped="more ranks than heads")
+    if tp > min(model.facts.heads, default=1) or row.pp > layer_count(model):
+        return CasePrediction(skipped="more ranks than there are heads or layers")
     deployment = _deployment(row, model, tp)
     known = row.gpu.memory_gib is not None
     match row.engine.kind:

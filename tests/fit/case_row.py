@@ -14,6 +14,9 @@ from tests.fit.engine_words import EngineWords, engine_of
 from tests.fit.gpu_words import GpuWords, gpu_of
 from tests.fit.quant_words import dtype_of, packing_of
 
+# More positions, sequences or ranks than that is a slip of somebody's pen.
+_MOST = 10**9
+
 
 @dataclass(frozen=True, slots=True)
 class CaseRow:
@@ -85,9 +88,9 @@ def number(value: object) -> float | None:
 
 
 def whole(value: object) -> int | None:
-    """A positive whole number."""
+    """A positive whole number that a configuration could have."""
     found = number(value)
-    return int(found) if found is not None and found >= 1 else None
+    return int(found) if found is not None and 1 <= found <= _MOST else None
 
 
 def _share(value: object) -> float | None:

@@ -84,7 +84,10 @@ def _kind(words: str) -> EngineKind:
         ("ollama", "llama.cpp"),
         ("vllm", "vllm"),
     )
-    return next((kind for word, kind in order if word in words), "other")
+    for word, kind in order:
+        if word in words:
+            return kind
+    return "other"
 
 
 def _second(words: str) -> bool | None:

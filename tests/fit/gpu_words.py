@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from backend.hardware.gpu_table import GpuFacts, gpu_table
 
 # Words of names that do not tell kinds apart.
-_COMMON = frozenset("nvidia amd tesla geforce rtx radeon instinct gpu gpus generation edition server pcie sxm sxm2 sxm4 sxm5 hbm3".split())
+_COMMON = frozenset(
+    (
+        *("nvidia", "amd", "tesla", "geforce", "rtx", "radeon", "instinct", "generation", "edition", "server"),
+        *("pcie", "sxm", "sxm2", "sxm4", "sxm5", "hbm3"),
+    )
+)
 _GIB = re.compile(r"(\d+(?:\.\d+)?)\s*GiB", re.IGNORECASE)
 _GB = re.compile(r"(\d{1,3})\s*G(?:B)?\b", re.IGNORECASE)
 _MIB = re.compile(r"(\d{4,6})\s*MiB", re.IGNORECASE)

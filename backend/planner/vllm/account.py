@@ -34,7 +34,11 @@ def account(model: KnownModel, deployment: VllmDeployment) -> VllmMemory:
 
 
 def _stage(model: KnownModel, deployment: VllmDeployment, stage: int, weights: int, activations: int) -> StageMemory:
-    beside, graphs, context = non_torch_bytes(deployment), graph_bytes(model, deployment), context_bytes(model, deployment)
+    beside, graphs, context = (
+        non_torch_bytes(deployment),
+        graph_bytes(model, deployment),
+        context_bytes(model, deployment),
+    )
     counted = graphs_in_budget(deployment)
     kv = deployment.budget - weights - activations - beside - (graphs if counted else 0)
     spent = context + weights + activations + beside + graphs + max(0, kv) + deployment.held

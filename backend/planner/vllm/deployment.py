@@ -118,7 +118,9 @@ def default_deployment(
     facts, second = model.facts, (version >= (0, 8) if v1 is None else v1)
     length = max_model_len or facts.max_positions
     chunked = second or (version >= (0, 5, 4) and length > _CHUNKED_FROM and not _whole_prompts(model, version))
-    steps = max_num_batched_tokens or _step_tokens(version, second, chunked, length, gpu, memory, bool(model.other_parameters))
+    steps = max_num_batched_tokens or _step_tokens(
+        version, second, chunked, length, gpu, memory, bool(model.other_parameters)
+    )
     sequences = max_num_seqs or _sequences(version, second, gpu, memory)
     return VllmDeployment(
         version=version,

@@ -159,7 +159,9 @@ def _kinds(model: KnownModel, deployment: VllmDeployment) -> tuple[KvKind, ...]:
         ((window, chunked, _), *_rest) = counted
         counted = {(window, chunked, total // layers): layers}
     kinds = [KvKind(count, window, chunked, size) for (window, chunked, size), count in counted.items()]
-    kinds += [KvKind(part.count, None, False, _state_bytes(model, part.bytes, deployment), True) for part in model.states]
+    kinds += [
+        KvKind(part.count, None, False, _state_bytes(model, part.bytes, deployment), True) for part in model.states
+    ]
     return tuple(kinds)
 
 

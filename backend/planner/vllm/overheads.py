@@ -13,7 +13,8 @@ _GIB = 1 << 30
 
 # Context of one GPU, and of one that talks to others (init_non_torch in logs of 0.19).
 _CONTEXT, _CONTEXT_RANKS, _CONTEXT_EXPERTS = 0.51, 1.5, 2.0
-# Kernels' own memory that a forward takes: from 0.17 on 0.24 to 0.27 GiB on H100, 0.13 before, 0.05 in 0.7 and V0's 0.8.
+# Kernels' own memory that a forward takes: from 0.17 on 0.24 to 0.27 GiB on H100, 0.13 before, and 0.03 to 0.08 in
+# V0 of 0.7 and later.
 _KERNELS_NEW, _KERNELS_V1, _KERNELS_V0 = 0.25, 0.13, 0.06
 # Before 0.7 what profiling called non-torch had the CUDA context in it (0.26 to 0.39 GiB).
 _KERNELS_WITH_CONTEXT = 0.33
