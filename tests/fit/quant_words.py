@@ -11,7 +11,7 @@ _TELLS = (
     (r"w8a8|int8|smoothquant|w8a16|8bit", "int8"),
     (r"awq", "awq"),
     (r"w4a16|gptq|marlin", "gptq"),
-    (r"bnb|nf4|bitsandbytes", "nf4"),
+    (r"bnb|nf4|bitsandbytes", "nf4-double"),
     (r"fp8|float8", "fp8"),
     (r"int4|wna16|4-bit|4bit", "int4"),
 )

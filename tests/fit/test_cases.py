@@ -175,7 +175,7 @@ def test_a_gpu_that_nothing_tells_of() -> None:
         ("float16+gptq_marlin", "a/B", "gptq"),
         ("bfloat16+fp8", "a/B", "fp8"),
         ("GGUF Q4_K_M (4.98 BPW)", "a/B", "gguf:Q4_K_M"),
-        ("bnb nf4", "a/B", "nf4"),
+        ("bnb nf4", "a/B", "nf4-double"),
         ("unstated", "a/B-AWQ", "awq"),
         ("fp8/fp4 mixed", "a/B", None),
         (None, None, None),

@@ -105,10 +105,10 @@ def _filled_expert(facts: ModelFacts, deployment: VllmDeployment, shape: LinearS
     """An MXFP4 expert with both sizes filled up for its kernel (quantization/mxfp4.py, create_weights).
 
     Marlin and FlashInfer take the hidden size in 256 and a rank's columns in 128 (in 256 on compute capability 10);
-    the Triton kernel, which Hopper ran before 0.17, columns in 64. The result is of the whole expert.
+    the Triton kernel, which Hopper ran from 0.11.1 to 0.16, columns in 64. The result is of the whole expert.
     """
     ranks = 1 if deployment.expert_parallel else deployment.tp
-    if deployment.version < (0, 17) and deployment.capability == (9, 0):
+    if (0, 11, 1) <= deployment.version < (0, 17) and deployment.capability == (9, 0):
         multiple = 64
     else:
         multiple = 256 if deployment.capability and deployment.capability[0] == 10 else 128
