@@ -174,8 +174,9 @@ def _divided(facts: ModelFacts, shape: LinearShape, heads: int) -> bool:
     what an indexer has are not."""
     sizes = latent_sizes(facts)
     assert sizes is not None
-    queries = heads * (sizes.nope + sizes.rope)
-    return shape.columns == queries or shape.columns in {part.width for part in facts.columns}
+    queries, values = heads * (sizes.nope + sizes.rope), heads * sizes.value
+    output = (shape.columns, shape.depth) == (facts.hidden, values)
+    return output or shape.columns == queries or shape.columns in {part.width for part in facts.columns}
 
 
 def _tensors(model: KnownModel, deployment: VllmDeployment, element: float) -> Iterator[int]:

@@ -158,3 +158,12 @@ def test_modules_that_a_checkpoint_leaves_in_its_dtype() -> None:
     assert weights("re:.*self_attn.*") - weights() == pytest.approx(attention, rel=0.01)
     mlp = 3 * 4096 * 14336
     assert weights("model.layers.0.mlp.up_proj", "layers.31.mlp") - weights() == pytest.approx(2 * mlp, rel=0.01)
+
+
+def test_projections_to_latents_are_whole_and_all_else_is_divided() -> None:
+    model = _model("deepseek-ai/DeepSeek-V2-Lite")
+    one, eight = (account(model, _on_h100(model, tp=tp)).stages[0].weights for tp in (1, 8))
+    layers, hidden, latent = 27, 2048, 512 + 64
+    whole = layers * latent * hidden + 26 * 64 * hidden
+    rope = 2 * model.rope_elements
+    assert eight - rope == pytest.approx((one - rope - 2 * whole) / 8 + 2 * whole, rel=0.005)
