@@ -152,7 +152,11 @@ def _share(facts: ModelFacts, deployment: VllmDeployment, shape: LinearShape) ->
     if shape.expert:
         return 1 / deployment.expert_ranks
     if shape.depth == facts.hidden:
-        heads = [layer.kv_heads for layer in facts.layers if shape.columns == layer.kv_heads * layer.key_size]
+        heads = [
+            layer.kv_heads
+            for layer in facts.layers
+            if shape.columns in (layer.kv_heads * layer.key_size, layer.kv_heads * layer.value_size)
+        ]
         if heads and shape.columns not in _query_columns(facts):
             return max(1 / deployment.tp, 1 / heads[0])
     sizes = latent_sizes(facts)
