@@ -32,6 +32,7 @@ class _Row(Struct, frozen=True):
     active_params_computed: int | None = None
     kv_bytes_per_token_16bit_full_attn_layers: int | None = None
     stored_bytes: int | None = None
+    excluded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class CatalogueModel:
         parameters, active: of the text model, for lists; active those that a token passes; None where not counted.
         kv_bytes: of one token, of the layers that keep every position, at two bytes an element.
         source: where the dimensions come from.
+        excluded: see StoredWeights.
     """
 
     id: str
@@ -59,10 +61,11 @@ class CatalogueModel:
     source: str
     notes: str = ""
     stored_bytes: int | None = None
+    excluded: tuple[str, ...] = ()
 
     def known(self, name: str = "") -> KnownModel:
         """Its facts, under the name that the user called it."""
-        stored = StoredWeights(self.packing, self.stored_bytes)
+        stored = StoredWeights(self.packing, self.stored_bytes, self.excluded)
         return known_model_of(name or self.id, self.dimensions, source=f"the catalogue ({self.id})", stored=stored)
 
 
@@ -124,6 +127,7 @@ def _model(line: bytes) -> CatalogueModel:
         source=row.source,
         notes=row.notes,
         stored_bytes=row.stored_bytes,
+        excluded=row.excluded,
     )
 
 
@@ -161,7 +165,7 @@ def _with_packing(model: CatalogueModel, name: str) -> CatalogueModel:
     told = _packing_of(name, model)
     if told in ("", model.packing):
         return model
-    return replace(model, packing=told, stored_bytes=None)
+    return replace(model, packing=told, stored_bytes=None, excluded=())
 
 
 def _packing_of(name: str, model: CatalogueModel) -> str:
