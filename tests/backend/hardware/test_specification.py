@@ -105,6 +105,26 @@ def test_bridges_lie_over_cards_of_a_kind() -> None:
     assert [(link.first, link.second) for link in machine.links if link.nvlink] == [(1, 2), (3, 4)]
 
 
+@pytest.mark.parametrize(
+    ("text", "count", "lanes"),
+    [
+        ("2x RTX-4090", 2, 16),
+        ("2x RTX-4090 x8", 2, 8),
+        ("2 × 4090", 2, 16),  # noqa: RUF001
+        ("2 RTX-4090", 2, 16),
+        ("RTX 4090 x2", 2, 16),
+        ("RTX-4090:2", 2, 16),
+        ("RTX 4090 pcie x8", 1, 8),
+        ("RTX 4090 pcie4 x8", 1, 8),
+        ("RTX 4090", 1, 16),
+    ],
+)
+def test_counts_stand_where_people_write_them(text: str, count: int, lanes: int) -> None:
+    gpus = parse_hardware(text).machines[0].gpus
+    assert len(gpus) == count
+    assert {gpu.pcie_width for gpu in gpus} == {lanes}
+
+
 def test_unequal_cards() -> None:
     (machine,) = parse_hardware("1x RTX-3090 + RTX-A6000").machines
     assert [(gpu.name, gpu.index) for gpu in machine.gpus] == [("NVIDIA GeForce RTX 3090", 0), ("NVIDIA RTX A6000", 1)]
