@@ -14,10 +14,11 @@ from backend.planner.fit.report import FitPlan, FitReport
 
 _HEAD = ("hardware", "layout", "formats", "verdict", "GiB", "context", "users", "first", "token", "tok/s", "$/1M")
 _ALIGN = "<<<<>>>>>>>"
+_FIRST_TOKEN = _HEAD.index("first")
 _LEGEND = (
     "layout: tensor x stages x replicas, e for whole experts; formats: weights/kv; GiB: what the plan takes of the "
-    "fullest device; context: the largest; users: at once, with the context asked for; first: seconds to the first "
-    "token; token: from token to token; tok/s: over all users"
+    "fullest device; context: the largest; users: at once, with the context asked for; token: from token to token; "
+    "tok/s: over all users"
 )
 
 
@@ -59,10 +60,24 @@ def _cells(plan: FitPlan) -> tuple[str, ...]:
 
 
 def _lines(rows: Sequence[tuple[str, ...]], width: int) -> list[str]:
-    """Names that leave no room for the figures stand on lines of their own."""
-    lines = columns(_HEAD, rows, _ALIGN, width)
-    if max(map(len, lines)) <= width:
+    """As many columns as there is room for; long names stand on lines of their own."""
+    head, align = list(_HEAD), _ALIGN
+    lines = columns(head, rows, align, width)
+    if _widest(lines) > width:
+        head, align = _without(head), "".join(_without(_ALIGN))
+        rows = [tuple(_without(row)) for row in rows]
+        lines = columns(head, rows, align, width)
+    if _widest(lines) <= width:
         return lines
-    figures = columns(_HEAD[1:], [row[1:] for row in rows], _ALIGN[1:], width - 2)
+    figures = columns(head[1:], [row[1:] for row in rows], align[1:], width - 2)
     under = [f"{row[0]}\n  {line}" if row[0] else f"  {line}" for row, line in zip(rows, figures[1:], strict=True)]
     return [f"  {figures[0]}", *under]
+
+
+def _without(cells: Sequence[str]) -> list[str]:
+    """All but the first token's time, which a narrow table leaves out."""
+    return [cell for position, cell in enumerate(cells) if position != _FIRST_TOKEN]
+
+
+def _widest(lines: Sequence[str]) -> int:
+    return max(map(len, lines))

@@ -38,8 +38,8 @@ def test_a_plan_is_a_line_and_one_that_does_not_fit_has_no_speed() -> None:
     lines = section(as_text(report(plan(), too_large()), 8), "plans, best first")
     rows = [line.split() for line in lines[1:4]]
     assert rows[0] == ["#", "layout", "formats", "verdict", "context", "users", "first", "token", "tok/s", "$/1M", "run"]
-    assert rows[1] == "1 2x1x1 model/model roomy 131,072 54 92 ms 21 ms 1,234 2.31 yes".split()
-    assert rows[2] == "2 1x1x1 model/model too large - - - - - - no".split()
+    assert rows[1] == "1 2x1x1 model roomy 131,072 54 92 ms 21 ms 1,234 2.31 yes".split()
+    assert rows[2] == "2 1x1x1 model too large - - - - - - no".split()
 
 
 def test_plans_beyond_those_asked_for_are_counted() -> None:
