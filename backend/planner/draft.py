@@ -10,7 +10,7 @@ from backend.planner import memory
 from backend.planner.links import Link
 from backend.planner.model_facts import ModelFacts
 from backend.planner.plan import HostedLayers
-from backend.planner.shares import Shares, of_rank
+from backend.planner.shares import Shares, of_ranks
 from backend.planner.speed import token_seconds
 from backend.planner.target import Target
 from kvcache.layout import CacheLayout, rank_layout
@@ -129,7 +129,7 @@ class Draft:
 
 def draft(wishes: Wishes, team: Team, shares: Shares) -> Draft:
     """Raises ValueError where the model cannot be divided so."""
-    facts = [of_rank(wishes.facts, shares, rank) for rank in range(len(team.targets))]
+    facts = of_ranks(wishes.facts, shares)
     ranks = tuple(_rank(wishes, team, own, number) for number, own in enumerate(facts))
     return Draft(wishes, team, shares, ranks)
 

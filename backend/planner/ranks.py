@@ -9,7 +9,7 @@ from backend.engine_settings import EngineSettings
 from backend.errors import SettingError
 from backend.hardware.machine import Machine
 from backend.planner.draft import Draft, Team, Wishes, draft
-from backend.planner.groups import best_group, group_link, speed, weights_of
+from backend.planner.groups import best_groups, group_link, speed, weights_of
 from backend.planner.model_facts import ModelFacts
 from backend.planner.pool import SHORTEST_CONTEXT, holds_context
 from backend.planner.shares import check_ranks, choose_experts, divisible, share_out
@@ -70,7 +70,7 @@ def choose_ranks(wishes: Wishes, machine: Machine, targets: Sequence[Target]) ->
         return _on_cpu(wishes, machine, targets[0])
     among = sorted(int(target.device.removeprefix("cuda:")) for target in targets)
     sizes = [asked] if asked is not None else _sizes(settings, facts, len(among))
-    drafts = [_roomiest(wishes, machine, best_group(machine, among, size)) for size in sizes]
+    drafts = [roomiest(wishes, machine, group) for group in best_groups(machine, among, sizes)]
     chosen = _choose(drafts)
     _, experts_reason = choose_experts(settings.experts, facts, len(chosen.ranks))
     reasons = (_reason(chosen, drafts, machine, asked), *_faults(machine), experts_reason)
@@ -95,7 +95,7 @@ def _sizes(settings: EngineSettings, facts: ModelFacts, most: int) -> list[int]:
     return [size for size in range(1, most + 1) if size <= min(facts.heads) and divisible(facts, size)]
 
 
-def _roomiest(wishes: Wishes, machine: Machine, group: tuple[int, ...]) -> Draft:
+def roomiest(wishes: Wishes, machine: Machine, group: tuple[int, ...]) -> Draft:
     """The draft whose parts follow the GPUs' speed, or as far their memory as the model and its context need it."""
     drafts: list[Draft] = []
     for one in _drafts(wishes, machine, group):
