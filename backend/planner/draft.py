@@ -24,6 +24,7 @@ class Wishes:
         layout: of the whole model's pages.
         weights: bytes of the whole model's, once loaded.
         weight_format: how they are stored.
+        outputs: whether the model's last layer is among these, so that a rank has logits and samples.
     """
 
     settings: EngineSettings
@@ -34,6 +35,7 @@ class Wishes:
     max_sequences: int
     weights: int
     weight_format: str = "model"
+    outputs: bool = True
 
     def pages_of(self, tokens: int) -> int:
         return memory.pages_of_context(self.layout, tokens, self.step_tokens)
@@ -147,7 +149,8 @@ def with_host(plain: Draft, host_pages: int) -> Draft:
 
 def _rank(wishes: Wishes, team: Team, own: ModelFacts, number: int) -> RankDraft:
     target, several = team.targets[number], len(team.targets) > 1
-    tokens, sequences, cuda = wishes.step_tokens, wishes.max_sequences, target.cuda
+    tokens, cuda = wishes.step_tokens, target.cuda
+    sequences = wishes.max_sequences if wishes.outputs else 0
     terms: Sequence[tuple[str, int]] = (
         ("weights", wishes.weights * own.parameters // wishes.facts.parameters),
         (

@@ -1,4 +1,4 @@
-"""prepare: settings, a model's and a machine's facts, up to the Draft; `decide` adds its pool, `fit` judges it. Pure."""
+"""prepare: settings, a model's and a machine's facts, up to the Draft; `decide` adds its pool, `fit` judges it."""
 
 from __future__ import annotations
 

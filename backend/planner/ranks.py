@@ -67,7 +67,7 @@ def choose_ranks(wishes: Wishes, machine: Machine, targets: Sequence[Target]) ->
     if asked is not None:
         check_ranks(facts, asked)
     if not targets[0].cuda:
-        return _on_cpu(wishes, machine, targets[0])
+        return on_cpu(wishes, machine, targets[0])
     among = sorted(int(target.device.removeprefix("cuda:")) for target in targets)
     sizes = [asked] if asked is not None else _sizes(settings, facts, len(among))
     drafts = [roomiest(wishes, machine, group) for group in best_groups(machine, among, sizes)]
@@ -77,7 +77,8 @@ def choose_ranks(wishes: Wishes, machine: Machine, targets: Sequence[Target]) ->
     return Choice(chosen, tuple(reason for reason in reasons if reason))
 
 
-def _on_cpu(wishes: Wishes, machine: Machine, cpu: Target) -> Choice:
+def on_cpu(wishes: Wishes, machine: Machine, cpu: Target) -> Choice:
+    """As many processes of the processor as --tp asks, else one."""
     ranks = wishes.settings.tensor_parallel or 1
     experts, reason = choose_experts(wishes.settings.experts, wishes.facts, ranks)
     parts = (1.0,) * ranks
