@@ -11,9 +11,14 @@ from backend.planner.links import Link
 from backend.planner.model_facts import ModelFacts
 from backend.planner.plan import HostedLayers
 from backend.planner.shares import Shares, of_ranks
-from backend.planner.speed import token_seconds
 from backend.planner.target import Target
+from backend.planner.timing.device_speed import DeviceSpeed, NumberKind
+from backend.planner.timing.prediction import answer_seconds
+from backend.planner.timing.work import RankWork, StageWork, Work
 from kvcache.layout import CacheLayout, rank_layout
+
+# What formats' weights are multiplied as; the others are widened.
+_NUMBERS: dict[str, NumberKind] = {"int8": "int8", "fp8": "fp8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +51,14 @@ class Team:
     """The devices of a draft, one a rank, and what joins them.
 
     Attributes:
-        speeds: GB/s of each device's memory.
+        speeds: each device's.
         weights: each rank's part of the work, relative.
         link: None for one rank, and between processes of a CPU.
         switched: whether the link is a switch that adds up itself.
     """
 
     targets: tuple[Target, ...]
-    speeds: tuple[float, ...]
+    speeds: tuple[DeviceSpeed, ...]
     weights: tuple[float, ...]
     link: Link | None = None
     switched: bool = False
@@ -117,10 +122,35 @@ class Draft:
 
     @property
     def seconds(self) -> float:
-        """Predicted from token to token of one answer."""
-        facts = [rank.facts for rank in self.ranks]
-        element = memory.ELEMENT_BYTES[self.wishes.dtype]
-        return token_seconds(facts, self.team.speeds, element, self.team.link, self.wishes.facts.hidden)
+        """Predicted from token to token of one typical answer, its part of the prompt's time included."""
+        return answer_seconds(self.work)
+
+    @property
+    def work(self) -> Work:
+        """What a step of it reads, multiplies and sends."""
+        wishes = self.wishes
+        element = memory.ELEMENT_BYTES[wishes.dtype]
+        copied = self.hosted.step_bytes // len(self.ranks) if self.hosted else 0
+        ranks = tuple(
+            RankWork(
+                rank.facts,
+                speed,
+                weight_bytes=wishes.weights * rank.facts.parameters // wishes.facts.parameters,
+                kv_bytes=rank_layout(wishes.layout, rank.facts.layers).bytes_per_token,
+                element=element,
+                hosted_bytes=copied,
+                host_rate=self.hosted.rate if self.hosted else 0.0,
+            )
+            for rank, speed in zip(self.ranks, self.team.speeds, strict=True)
+        )
+        whole = max((part.count for part in wishes.facts.experts), default=0)
+        return Work(
+            (StageWork(ranks, self.team.link),),
+            wishes.facts.hidden,
+            element=element,
+            number=_NUMBERS.get(wishes.weight_format, "bf16"),
+            experts=whole if self.shares.experts == "expert" else 0,
+        )
 
     def _rooms(self) -> list[tuple[int, int]]:
         """What each device has left, and its ranks' bytes of a page: ranks of a processor share one memory."""

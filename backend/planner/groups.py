@@ -7,6 +7,7 @@ from itertools import combinations
 
 from backend.hardware.machine import Machine
 from backend.planner.links import Link, link_of, pair_link
+from backend.planner.timing.device_speed import DeviceSpeed, device_speed
 
 _Pair = tuple[int, int]
 _Rank = tuple[bool, bool, bool, float]
@@ -14,8 +15,6 @@ _Rank = tuple[bool, bool, bool, float]
 # GPUs whose free memory differs by less than this share are taken for equal: a desktop on one of them is no reason.
 _EQUAL_MEMORY = 0.15
 _EQUAL_SPEED = 0.05
-# GB/s where the driver does not tell: what a GPU of the middle has.
-UNKNOWN_BANDWIDTH = 600.0
 
 
 def best_group(machine: Machine, among: Sequence[int], size: int) -> tuple[int, ...]:
@@ -66,7 +65,7 @@ def weights_of(machine: Machine, group: tuple[int, ...], by_memory: float) -> tu
 
     Differences too small to be worth uneven parts count as none.
     """
-    speeds = _evened([speed(machine, number) for number in group], _EQUAL_SPEED)
+    speeds = _evened([speed(machine, number).memory for number in group], _EQUAL_SPEED)
     memories = _evened([float(machine.gpus[number].free) for number in group], _EQUAL_MEMORY)
     return tuple(
         (1 - by_memory) * one / sum(speeds) + by_memory * other / sum(memories)
@@ -74,9 +73,8 @@ def weights_of(machine: Machine, group: tuple[int, ...], by_memory: float) -> tu
     )
 
 
-def speed(machine: Machine, number: int) -> float:
-    """GB/s of a GPU's memory."""
-    return machine.gpus[number].bandwidth or UNKNOWN_BANDWIDTH
+def speed(machine: Machine, number: int) -> DeviceSpeed:
+    return device_speed(machine.gpus[number])
 
 
 def group_link(machine: Machine, group: tuple[int, ...]) -> Link | None:

@@ -29,7 +29,8 @@ def check_fixed(draft: Draft, free_main: int) -> None:
     """Refuses what leaves no memory for a pool, and an explicit host cache that main memory does not hold."""
     host = 0 if draft.cuda else draft.host_pages * draft.page_bytes
     if draft.left + host <= 0:
-        terms, term = dict(draft.tightest.terms), short_term(draft)
+        terms = dict(draft.tightest.terms)
+        term = "weights" if short_term(draft) == "weights" else "activations"
         _refuse(draft, term, _whole(draft, terms[term]), _smaller(draft))
     if draft.wishes.settings.host_cache:
         ranks = len(draft.ranks)

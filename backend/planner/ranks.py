@@ -14,6 +14,7 @@ from backend.planner.model_facts import ModelFacts
 from backend.planner.pool import SHORTEST_CONTEXT, holds_context
 from backend.planner.shares import check_ranks, choose_experts, divisible, share_out
 from backend.planner.target import Target, choose_target, cpu_targets, gpu_targets
+from backend.planner.timing.device_speed import processor_speed
 from backend.planner.units import human_bytes
 
 # A context that a chat fits into. Fewer GPUs that hold less are not enough, where more hold it.
@@ -82,7 +83,8 @@ def on_cpu(wishes: Wishes, machine: Machine, cpu: Target) -> Choice:
     ranks = wishes.settings.tensor_parallel or 1
     experts, reason = choose_experts(wishes.settings.experts, wishes.facts, ranks)
     parts = (1.0,) * ranks
-    team = Team(cpu_targets(cpu, ranks), parts, parts)
+    speeds = (processor_speed(machine.cpu, ranks=ranks),) * ranks
+    team = Team(cpu_targets(cpu, ranks), speeds, parts)
     shares = share_out(wishes.facts, parts, experts, even_memory=False)  # they share one memory
     divided = f"Each layer is divided over {ranks} processes, as --tp asks." if ranks > 1 else ""
     reasons = (cpu.reason, divided, *_faults(machine), reason)
