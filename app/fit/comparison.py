@@ -8,7 +8,7 @@ from textwrap import wrap
 from app.fit.columns import columns
 from app.fit.devices import fullest, taken
 from app.fit.text import WIDTH, chosen_plan, speed_cells
-from app.fit.words import formats, gib, layout
+from app.fit.words import counted, formats, gib, layout
 from app.text_safety import clean_line
 from backend.planner.fit.report import FitPlan, FitReport
 
@@ -35,16 +35,9 @@ def as_comparison(reports: Sequence[FitReport], named: Sequence[str], width: int
         for position, plan in enumerate(_shown(report))
     ]
     lines = _lines(rows, width)
-    return "\n".join(
-        [
-            f"{clean_line(reports[0].model)}: {ask.users:,} users"
-            f" of a context of {ask.context or 0:,}, goal {ask.goal}, engine {ask.engine} {ask.engine_version}".rstrip(),
-            "",
-            *lines,
-            "",
-            *wrap(_LEGEND, width),
-        ]
-    )
+    asked = f"{counted(ask.users, 'user')}, context {ask.context or 0:,}; goal {ask.goal}; engine {ask.engine}"
+    title = f"{clean_line(reports[0].model)}: {asked} {ask.engine_version}".rstrip()
+    return "\n".join([*wrap(title, width), "", *lines, "", *wrap(_LEGEND, width)])
 
 
 def _shown(report: FitReport) -> list[FitPlan]:

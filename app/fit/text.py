@@ -26,8 +26,8 @@ WIDTH = 80
 _PLAN_HEAD = ("#", "layout", "formats", "verdict", "context", "users", "first", "token", "tok/s", "$/1M", "run")
 _PLAN_ALIGN = "><<<>>>>>><"
 _LEGEND = (
-    "layout: tensor x stages x replicas, e for whole experts; formats: weights/kv, where kv is not the model's own; context: the largest; users: at "
-    "once, with the context asked for; run: whether this version can"
+    "layout: tensor x stages x replicas, e for whole experts; formats: weights/kv, where kv is not the model's own; "
+    "context: the largest; users: at once, with the context asked for; run: whether this version can"
 )
 # In the order in which a start takes them; others that a report has follow.
 _TERMS = ("weights", "kv", "activations", "graphs", "communication", "context", "streaming")

@@ -1,4 +1,4 @@
-"""Every model of the catalogue on every hardware string: `python -m tests.fit.catalogue` prints the slowest, and failures.
+"""Every model of the catalogue on every hardware string: `python -m tests.fit.catalogue` prints the slowest.
 
 One process, offline; the time is what `shardwise fit` takes after it has started. `--limit 0.5` names slower answers.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from app.fit.text import as_text
 from app.fitting import fit_reports
 from backend.errors import ShardwiseError
-from backend.library.model_catalogue import catalogue_names
+from backend.library.model_table import catalogue
 from backend.planner.fit.ask import FitAsk
 
 # What people have and rent: of the README, the design and the decision tables.
@@ -74,7 +74,8 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=0.5, help="Seconds that an answer may take.")
     parser.add_argument("--slowest", type=int, default=10, help="How many of the slowest to print.")
     options = parser.parse_args()
-    answers = [answer(model, hardware) for model in catalogue_names() for hardware in HARDWARE]
+    names = [model.id.partition(" ")[0] for model in catalogue()]
+    answers = [answer(model, hardware) for model in names for hardware in HARDWARE]
     failed = [each for each in answers if each.failure]
     slow = [each for each in answers if each.seconds > options.limit]
     for each in sorted(answers, key=lambda one: -one.seconds)[: options.slowest]:
