@@ -75,8 +75,12 @@ def layout_in_words(plan: FitPlan) -> str:
 
 
 def formats(plan: FitPlan) -> str:
-    """Weights/kv: "nf4/fp8"; of keys and values in the model's own format nothing is said: "nf4"."""
-    return plan.weights if plan.kv_format == "model" else f"{plan.weights}/{plan.kv_format}"
+    """Weights/kv: "nf4/fp8"; of keys and values in the model's own format nothing is said: "nf4".
+
+    "nf4+host" has layers in host memory.
+    """
+    weights = f"{plan.weights}+host" if plan.hosted else plan.weights
+    return weights if plan.kv_format == "model" else f"{weights}/{plan.kv_format}"
 
 
 def counted(count: int, noun: str) -> str:
