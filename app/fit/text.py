@@ -9,7 +9,6 @@ from app.fit.columns import columns
 from app.fit.devices import device_lines, fullest, taken
 from app.fit.words import (
     BOUNDS,
-    VERDICTS,
     counted,
     dollars,
     formats,
@@ -19,6 +18,7 @@ from app.fit.words import (
     rate,
     seconds,
     seconds_between,
+    verdict_words,
 )
 from app.text_safety import clean, clean_line
 from backend.planner.fit.report import Cost, FitPlan, FitReport, WayOut
@@ -71,7 +71,7 @@ def _head(report: FitReport, best: FitPlan, width: int) -> list[str]:
         *_filled("model", f"{clean_line(report.model)}; {clean_line(report.source)}", width),
         *_filled("hardware", clean_line(report.hardware), width),
         *_filled("asked", asked, width),
-        *_filled("verdict", f"{VERDICTS[best.verdict.kind]}. {clean(best.verdict.sentence)}", width),
+        *_filled("verdict", verdict_words(best.verdict), width),
     ]
 
 
@@ -156,6 +156,17 @@ def speed_lines(plan: FitPlan, width: int) -> list[str]:
         ("bound", f"{waits}; {_sent(speed.communication)}"),
     )
     return [f"  {line}" for name, value in rows for line in _filled(name, value, width - 2, 15)]
+
+
+def plan_outlook(model: str, plan: FitPlan, width: int = WIDTH) -> str:
+    """The verdict and the times of a plan that was decided elsewhere: what `serve --explain` adds."""
+    lines = [
+        *_filled("verdict", verdict_words(plan.verdict), width),
+        "predicted",
+        *speed_lines(plan, width),
+    ]
+    hint = f"`shardwise fit {clean_line(model)}` compares other formats, GPUs and contexts, and says what it costs."
+    return "\n".join([*lines, "", *wrap(hint, width)])
 
 
 def _sent(count: int) -> str:

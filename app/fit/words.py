@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from backend.planner.fit.report import Bound, FitPlan, Interval, VerdictKind
+from app.text_safety import clean
+from backend.planner.fit.report import Bound, FitPlan, Interval, Verdict, VerdictKind
 
 VERDICTS: Mapping[VerdictKind, str] = MappingProxyType(
     {
@@ -24,6 +25,12 @@ BOUNDS: Mapping[Bound, str] = MappingProxyType(
     }
 )
 _GIB = 1 << 30
+
+
+def verdict_words(verdict: Verdict) -> str:
+    """The kind, and the sentence that says why."""
+    sentence = clean(verdict.sentence)
+    return f"{VERDICTS[verdict.kind]}. {sentence[:1].upper()}{sentence[1:]}"
 
 
 def gib(count: int) -> str:
