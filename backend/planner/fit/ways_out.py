@@ -1,7 +1,7 @@
 """ways_out: what to change where a model does not fit as it is, each judged by the same code; the cheapest three.
 
-Cheapest first means: what costs but a little accuracy (K and V in 8 bits), what is given up of the ask (users, context),
-weights in fewer bits, speed (layers in host memory), and then money: another GPU, another machine, at last another model.
+Cheapest first means: what costs but a little accuracy (K and V in 8 bits), what is given up of the ask (users, length),
+weights in fewer bits, speed (layers in host memory), then money: another GPU, another machine, at last another model.
 """
 
 from __future__ import annotations
