@@ -112,7 +112,8 @@ def _fewest(plain: Draft, machine: Machine) -> Draft | None:
 def _drafts(plain: Draft, machine: Machine) -> Iterator[Draft]:
     """With ever more layers in host memory."""
     held = [_layer_bytes(plain, rank) for rank in plain.ranks]
-    rates = [host_bandwidth(machine.gpus[int(rank.target.device.removeprefix("cuda:"))]) for rank in plain.ranks]
+    gpus = [machine.gpus[int(rank.target.device.removeprefix("cuda:"))] for rank in plain.ranks]
+    rates = [host_bandwidth(gpu, machine.rates) for gpu in gpus]
     total = len(plain.wishes.facts.layer_parameters)
     for count in range(_FEWEST, total + 1):
         yield _with(plain, spread(count, total), held, rates)
