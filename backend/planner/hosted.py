@@ -140,7 +140,8 @@ def _layers_held(plain: Draft) -> list[tuple[int, ...]]:
 
 def _rates(plain: Draft, machine: Machine) -> list[float]:
     """GB/s from host memory to each rank's GPU."""
-    return [host_bandwidth(machine.gpus[int(rank.target.device.removeprefix("cuda:"))]) for rank in plain.ranks]
+    gpus = [machine.gpus[int(rank.target.device.removeprefix("cuda:"))] for rank in plain.ranks]
+    return [host_bandwidth(gpu, machine.rates) for gpu in gpus]
 
 
 def _room(rank: RankDraft, held: Sequence[int], layers: Sequence[int]) -> int:
