@@ -1,4 +1,4 @@
-"""The plan of a user's own options, judged: memory is that of the Plan itself, and so is everything that was settled."""
+"""The plan of a user's own options, judged: its memory is that of the Plan itself, and so is all that was settled."""
 
 from __future__ import annotations
 
