@@ -14,6 +14,7 @@ from backend.hardware.network_table import network_table
 from backend.hardware.specification import GRAMMAR, parse_hardware
 from backend.planner.links import link_of
 from tests.fakes.machines import bridged_3090
+from tests.fakes.topology import machine_of
 
 GIB = 1 << 30
 
@@ -202,6 +203,7 @@ def test_everything_is_described_with_the_figures_that_plans_take() -> None:
         assert words in text
     assert "PCIe 4.0 x16 through main memory" in describe_hardware(parse_hardware("2x RTX 4090"))
     assert "xGMI" in describe_hardware(parse_hardware("8x MI300X"))
+    assert "left out: GPU 1" in describe_hardware(parse_hardware("local", machine_of("a100-mig")))
 
 
 COUNTS = st.sampled_from(["2", "0", "x", "2x", "nodes", "of", "and", "+", ",", "½", "٣x"])
