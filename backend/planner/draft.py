@@ -10,7 +10,7 @@ from backend.planner import memory
 from backend.planner.links import Link
 from backend.planner.model_facts import ModelFacts
 from backend.planner.plan import HostedLayers
-from backend.planner.shares import Shares, of_rank
+from backend.planner.shares import Shares, of_ranks
 from backend.planner.target import Target
 from backend.planner.timing.device_speed import DeviceSpeed, NumberKind
 from backend.planner.timing.prediction import answer_seconds
@@ -29,6 +29,7 @@ class Wishes:
         layout: of the whole model's pages.
         weights: bytes of the whole model's, once loaded.
         weight_format: how they are stored.
+        outputs: whether the model's last layer is among these, so that a rank has logits and samples.
     """
 
     settings: EngineSettings
@@ -39,6 +40,7 @@ class Wishes:
     max_sequences: int
     weights: int
     weight_format: str = "model"
+    outputs: bool = True
 
     def pages_of(self, tokens: int) -> int:
         return memory.pages_of_context(self.layout, tokens, self.step_tokens)
@@ -159,7 +161,7 @@ class Draft:
 
 def draft(wishes: Wishes, team: Team, shares: Shares) -> Draft:
     """Raises ValueError where the model cannot be divided so."""
-    facts = [of_rank(wishes.facts, shares, rank) for rank in range(len(team.targets))]
+    facts = of_ranks(wishes.facts, shares)
     ranks = tuple(_rank(wishes, team, own, number) for number, own in enumerate(facts))
     return Draft(wishes, team, shares, ranks)
 
@@ -177,7 +179,8 @@ def with_host(plain: Draft, host_pages: int) -> Draft:
 
 def _rank(wishes: Wishes, team: Team, own: ModelFacts, number: int) -> RankDraft:
     target, several = team.targets[number], len(team.targets) > 1
-    tokens, sequences, cuda = wishes.step_tokens, wishes.max_sequences, target.cuda
+    tokens, cuda = wishes.step_tokens, target.cuda
+    sequences = wishes.max_sequences if wishes.outputs else 0
     terms: Sequence[tuple[str, int]] = (
         ("weights", wishes.weights * own.parameters // wishes.facts.parameters),
         (

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from backend.errors import SettingError
-from backend.parallel.division import MULTIPLE, ExpertDivision, HeadShare, divide, divide_heads
-from backend.planner.model_facts import ModelFacts
+from backend.parallel.division import MULTIPLE, ExpertDivision, divide, divide_heads
+from backend.planner.model_facts import Columns, ExpertColumns, ModelFacts
+from kvcache.layout import LayerCache
 
 # A slice of an expert narrower than a product's tile is computed as if it were a whole one.
 _NARROWEST_SLICE = 128
@@ -39,12 +41,14 @@ def share_out(facts: ModelFacts, weights: Sequence[float], experts: ExpertDivisi
     Raises ValueError where the model has not enough heads for the ranks.
     """
     ranks = range(len(weights))
-    given = _heads(facts, weights)
-    attention = _relative([sum(len(shares[rank].heads) for shares in given) for rank in ranks])
+    kinds = _kinds(facts)
+    given = [(divide_heads(kind.heads, kind.kv_heads, weights), count) for kind, count in kinds.items()]
+    attention = _relative([sum(len(shares[rank].heads) * count for shares, count in given) for rank in ranks])
     held = [0] * len(weights)
-    for layer, shares in enumerate(_heads(facts, attention)):
-        for rank in ranks:
-            held[rank] += _attention(facts, layer, shares[rank])
+    for kind, count in kinds.items():
+        for rank, share in enumerate(divide_heads(kind.heads, kind.kv_heads, attention)):
+            query = kind.query * len(share.heads) // kind.heads
+            held[rank] += count * (query + kind.key * len(share.kv_heads) // kind.kv_heads)
     rest = touched(facts, _BALANCED_TOKENS) - facts.attention_parameters - facts.replicated_parameters
     if not even_memory:
         return Shares(attention, _relative(weights), experts)
@@ -85,33 +89,73 @@ def of_rank(facts: ModelFacts, shares: Shares, rank: int) -> ModelFacts:
 
     Raises ValueError where something has fewer parts than there are ranks.
     """
-    heads = tuple(layer[rank] for layer in _heads(facts, shares.attention))
+    return of_ranks(facts, shares)[rank]
+
+
+def of_ranks(facts: ModelFacts, shares: Shares) -> tuple[ModelFacts, ...]:
+    """`of_rank` of every rank; ranks that have as much of everything are one value.
+
+    Raises ValueError where something has fewer parts than there are ranks.
+    """
+    pairs = [(heads, layer.kv_heads) for heads, layer in zip(facts.heads, facts.layers, strict=True)]
+    heads = {pair: divide_heads(*pair, shares.attention) for pair in dict.fromkeys(pairs)}
+    columns = [divide(part.width, shares.mlp, MULTIPLE) for part in facts.columns]
+    experts = [_expert_units(part.count, part.width, shares) for part in facts.experts]
+    vocabulary = divide(facts.vocabulary, shares.mlp, MULTIPLE)
+    made: dict[_Kept, ModelFacts] = {}
+    found: list[ModelFacts] = []
+    for rank in range(len(shares.attention)):
+        kept = _Kept(
+            tuple((pair, len(parts[rank].heads), len(parts[rank].kv_heads)) for pair, parts in heads.items()),
+            tuple(len(parts[rank]) for parts in columns),
+            tuple((len(parts[rank]), units) for parts, units in experts),
+            len(vocabulary[rank]),
+        )
+        if kept not in made:
+            made[kept] = _narrowed(facts, pairs, kept, shares.experts)
+        found.append(made[kept])
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """How much of everything a rank has: query and KV heads of layers with so many, columns, units of how many, rows."""
+
+    heads: tuple[tuple[tuple[int, int], int, int], ...]
+    columns: tuple[int, ...]
+    experts: tuple[tuple[int, int], ...]
+    vocabulary: int
+
+
+def _narrowed(facts: ModelFacts, pairs: Sequence[tuple[int, int]], kept: _Kept, division: ExpertDivision) -> ModelFacts:
+    """pairs: query and KV heads of each layer."""
+    queries = {pair: heads for pair, heads, _ in kept.heads}
+    keys = {pair: kv_heads for pair, _, kv_heads in kept.heads}
     columns = tuple(
-        replace(part, width=len(kept), parameters=part.parameters * len(kept) // part.width)
-        for part in facts.columns
-        for kept in [divide(part.width, shares.mlp, MULTIPLE)[rank]]
+        replace(part, width=width, parameters=part.parameters * width // part.width)
+        for part, width in zip(facts.columns, kept.columns, strict=True)
     )
     experts = tuple(
-        replace(part, width=part.width * kept // units, parameters=part.parameters * kept // units)
-        if shares.experts == "tensor"
-        else replace(part, count=kept, parameters=part.parameters * kept // units)
-        for part in facts.experts
-        for kept, units in [_expert_units(part.count, part.width, shares, rank)]
+        replace(part, width=part.width * count // units, parameters=part.parameters * count // units)
+        if division == "tensor"
+        else replace(part, count=count, parameters=part.parameters * count // units)
+        for part, (count, units) in zip(facts.experts, kept.experts, strict=True)
     )
-    vocabulary = len(divide(facts.vocabulary, shares.mlp, MULTIPLE)[rank])
     narrowed = replace(
         facts,
-        layers=tuple(
-            replace(layer, kv_heads=len(share.kv_heads)) for layer, share in zip(facts.layers, heads, strict=True)
+        layers=_layers(facts.layers, [keys[pair] for pair in pairs]),
+        heads=tuple(queries[pair] for pair in pairs),
+        intermediate=_intermediate(facts, columns, experts),
+        query_parameters=tuple(
+            count * queries[pair] // pair[0] for count, pair in zip(facts.query_parameters, pairs, strict=False)
         ),
-        heads=tuple(len(share.heads) for share in heads),
-        intermediate=_intermediate(facts, columns, experts, shares.experts),
-        query_parameters=tuple(_queries(facts, layer, share) for layer, share in enumerate(heads)),
-        key_parameters=tuple(_keys(facts, layer, share) for layer, share in enumerate(heads)),
+        key_parameters=tuple(
+            count * keys[pair] // pair[1] for count, pair in zip(facts.key_parameters, pairs, strict=False)
+        ),
         columns=columns,
         experts=experts,
-        vocabulary_parameters=facts.vocabulary_parameters * vocabulary // facts.vocabulary,
-        output_parameters=facts.output_parameters * vocabulary // facts.vocabulary,
+        vocabulary_parameters=facts.vocabulary_parameters * kept.vocabulary // facts.vocabulary,
+        output_parameters=facts.output_parameters * kept.vocabulary // facts.vocabulary,
     )
     lost = facts.parameters - facts.replicated_parameters - (narrowed.parameters - narrowed.replicated_parameters)
     return replace(narrowed, parameters=facts.parameters - lost)
@@ -168,44 +212,61 @@ def check_ranks(facts: ModelFacts, ranks: int) -> None:
 def divisible(facts: ModelFacts, ranks: int) -> bool:
     """Whether every rank would get a part of everything that is divided."""
     try:
-        _heads(facts, [1.0] * ranks)
+        for kind in _kinds(facts):
+            divide_heads(kind.heads, kind.kv_heads, [1.0] * ranks)
     except ValueError:
         return False
     return ranks <= min([facts.vocabulary, *(part.width for part in (*facts.columns, *facts.experts))])
 
 
-def _heads(facts: ModelFacts, weights: Sequence[float]) -> list[tuple[HeadShare, ...]]:
-    """Each layer's heads by rank. A latent layer keeps one latent for all its heads, so every rank keeps it."""
-    pairs = zip(facts.heads, facts.layers, strict=True)
-    return [divide_heads(heads, layer.kv_heads, weights) for heads, layer in pairs]
+def _layers(layers: Sequence[LayerCache], kv_heads: Sequence[int]) -> tuple[LayerCache, ...]:
+    """Each layer with so many KV heads; equal ones are one value, of which a model has few."""
+    made: list[tuple[LayerCache, LayerCache]] = []
+    found: list[LayerCache] = []
+    for layer, count in zip(layers, kv_heads, strict=True):
+        share = next((share for whole, share in made if share.kv_heads == count and whole == layer), None)
+        if share is None:
+            share = replace(layer, kv_heads=count)
+            made.append((layer, share))
+        found.append(share)
+    return tuple(found)
 
 
-def _attention(facts: ModelFacts, layer: int, share: HeadShare) -> int:
-    return _queries(facts, layer, share) + _keys(facts, layer, share)
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What dividing an attention layer needs of it. A latent layer keeps one latent for all its heads, on every rank."""
+
+    heads: int
+    kv_heads: int
+    query: int
+    key: int
 
 
-def _queries(facts: ModelFacts, layer: int, share: HeadShare) -> int:
-    return _part(facts.query_parameters, layer, len(share.heads), facts.heads[layer])
+def _kinds(facts: ModelFacts) -> dict[_Kind, int]:
+    """Attention layers that are divided alike, and how many there are of each."""
+    nothing = (0,) * len(facts.layers)
+    kinds = Counter(
+        zip(
+            facts.heads,
+            (layer.kv_heads for layer in facts.layers),
+            facts.query_parameters or nothing,
+            facts.key_parameters or nothing,
+            strict=True,
+        )
+    )
+    return {_Kind(*kind): count for kind, count in kinds.items()}
 
 
-def _keys(facts: ModelFacts, layer: int, share: HeadShare) -> int:
-    return _part(facts.key_parameters, layer, len(share.kv_heads), facts.layers[layer].kv_heads)
-
-
-def _part(parameters: tuple[int, ...], layer: int, kept: int, units: int) -> int:
-    return parameters[layer] * kept // units if parameters else 0
-
-
-def _expert_units(count: int, width: int, shares: Shares, rank: int) -> tuple[int, int]:
-    """What a rank keeps of how many: columns of each expert, or experts."""
+def _expert_units(count: int, width: int, shares: Shares) -> tuple[tuple[range, ...], int]:
+    """What every rank keeps of how many: columns of each expert, or experts."""
     if shares.experts == "expert":
-        return len(divide(count, shares.mlp)[rank]), count
-    return len(divide(width, shares.mlp, MULTIPLE)[rank]), width
+        return divide(count, shares.mlp), count
+    return divide(width, shares.mlp, MULTIPLE), width
 
 
-def _intermediate(facts: ModelFacts, columns: Sequence[object], experts: Sequence[object], division: str) -> int:
+def _intermediate(facts: ModelFacts, columns: Sequence[Columns], experts: Sequence[ExpertColumns]) -> int:
     """The widest MLP of a share: its part of the widest column block, or of what a token's experts have together."""
-    widths = [getattr(part, "width", 0) for part in columns]
+    widths = [part.width for part in columns]
     if experts:
-        widths.append(max(getattr(part, "width", 0) for part in experts) * max(1, facts.active_experts))
+        widths.append(max(part.width for part in experts) * max(1, facts.active_experts))
     return min(facts.intermediate, max(widths)) if widths else facts.intermediate

@@ -13,9 +13,9 @@ from backend.batch import Batch, Sampled
 from backend.compose_engine import PROCESSOR_WARM_UP, load_served
 from backend.library.files import ModelFiles
 from backend.parallel.group import Group
-from backend.planner.decide import PAGE_TOKENS
 from backend.planner.model_facts import ModelFacts
 from backend.planner.plan import Plan
+from backend.planner.prepare import PAGE_TOKENS
 from backend.runner import Runner
 from backend.surgery.describe import describe
 from backend.surgery.load import read_config
