@@ -67,10 +67,6 @@ def _of_replica(asked: Question, replica: Replica, users: int) -> Verdict:
         f"{_contexts(users, asked.context)} {'takes' if users == 1 else 'take'} {human_bytes(margin.needed)} of the "
         f"{human_bytes(margin.pool)} of the pool{' on the tightest device' if several else ''}."
     )
-        "that the pool has"
-        if len(replica.drafts) == len(margin_devices(replica)) == 1
-        else "that the tightest device's pool has"
-    )
     return Verdict(kind, "" if kind == "roomy" else "kv", margin.needed, margin.pool, sentence)
 
 
@@ -88,7 +84,8 @@ def _margin(asked: Question, replica: Replica, users: int) -> _Margin:
         for rank in draft.ranks:
             left = rank.target.usable // sharing - rank.spent
             pool = replica.pages * rank.page_bytes
-            margins.append(_Margin(rank, pages * rank.page_bytes, pool, max(left, pool), estimate_error(rank.terms, asked.model.exact)))
+            error = estimate_error(rank.terms, asked.model.exact)
+            margins.append(_Margin(rank, pages * rank.page_bytes, pool, max(left, pool), error))
     return min(margins, key=lambda one: one.room - one.needed - one.error)
 
 
