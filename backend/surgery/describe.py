@@ -24,7 +24,7 @@ from backend.surgery.trace import Traced, trace
 from quant.weight_sizes import LinearShape
 
 # Layers with a recurrent or convolutional state keep it outside K and V; none of these words names an attention module.
-_STATE_ATTRIBUTES = ("conv1d", "A_log", "dt_bias", "ssm_state_size")
+_STATE_ATTRIBUTES = ("conv1d", "A_log", "dt_bias", "ssm_state_size", "rg_lru")
 # Models whose difference from plain attention a trace without data cannot see.
 _REFUSED = MappingProxyType(
     {
