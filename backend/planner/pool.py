@@ -36,11 +36,8 @@ def check_fixed(draft: Draft, free_main: int) -> None:
     if draft.wishes.settings.host_cache:
         ranks = len(draft.ranks)
         layers = draft.hosted.host_bytes if draft.hosted else 0
-        taken = (
-            ranks * memory.LIBRARIES_BESIDE_GPU + layers
-            if draft.cuda
-            else sum(rank.spent for rank in draft.ranks) - host
-        )
+        beside = ranks * memory.LIBRARIES_BESIDE_GPU + layers
+        taken = beside if draft.cuda else sum(rank.spent for rank in draft.ranks) - host
         tiers.check_host_memory(draft.wishes.settings.host_cache, free_main, taken)
 
 

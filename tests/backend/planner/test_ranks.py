@@ -15,6 +15,7 @@ from backend.hardware.gpu import GpuFault
 from backend.hardware.machine import Machine
 from backend.hardware.peer import PeerPath
 from backend.parallel.division import divide_heads
+from backend.planner import memory
 from backend.planner.model_facts import ModelFacts
 from backend.planner.plan import Plan
 from tests.backend.planner.test_decide import plan_of
