@@ -47,7 +47,8 @@ def _smaller(draft: Draft) -> str:
     for name in AUTO[1:]:
         whole = memory.weights_bytes(wishes.facts, wishes.dtype, name, draft.cuda)
         held = whole * rank.facts.parameters // wishes.facts.parameters
-        freed = dict(rank.terms)["weights"] - held
+        more = memory.libraries_bytes(name, draft.cuda) - dict(rank.terms)["libraries"]
+        freed = dict(rank.terms)["weights"] - held - more
         if freed > 0 and _whole(draft, rank.spent - freed) < rank.target.usable:
             return f"--weights {name} ({human_bytes(_whole(draft, held))})"
     return "a smaller or more strongly quantized model"

@@ -12,17 +12,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from msgspec.structs import replace
 
 from backend.engine_settings import EngineSettings
 from backend.events import End
 from backend.hardware.process_memory import read_process_memory
+from backend.kernel_cache import kernel_cache
 from backend.library.resolve import resolve
 from backend.measured_rank import MeasuredRank
 from backend.planner.plan import Plan
@@ -67,10 +70,26 @@ def main() -> int:
 
 
 async def _formats(settings: EngineSettings, formats: Sequence[str]) -> int:
-    found = {name: await _measure(replace(settings, kv_format=name)) for name in formats}
+    found = {name: await _measure_warm(replace(settings, kv_format=name)) for name in formats}
     worst = max(one.error_pct for one in found.values())
     print(json.dumps({"formats": {name: asdict(one) for name, one in found.items()}, "max_error_pct": worst}))
     return 0
+
+
+async def _measure_warm(settings: EngineSettings) -> Finding:
+    """Measures an engine that finds its kernels compiled, as every start but a machine's first does."""
+    before = _kernels()
+    finding = await _measure(settings)
+    if _kernels() == before:
+        return finding
+    print("Kernels were compiled for the first time, and the compiler kept memory: once more, with all of them there.")
+    return await _measure(settings)
+
+
+def _kernels() -> int:
+    """How many kernels lie compiled in the cache."""
+    folder = Path(os.environ.get("NUMBA_CACHE_DIR") or kernel_cache())
+    return sum(1 for _ in folder.rglob("*.nbc"))
 
 
 async def _measure(settings: EngineSettings) -> Finding:
@@ -88,13 +107,10 @@ async def _measure(settings: EngineSettings) -> Finding:
     _print_terms(plan, ranks)
     predicted = sum(term.bytes for rank in plan.ranks for term in rank.memory)
     held = sum(rank.resident for rank in ranks)
-    finding = Finding(_mib(predicted), _mib(held), _error(predicted, held), _mib(peak), _error(predicted, peak))
-    print(
-        f"  in all {finding.predicted_mib} MiB predicted, {finding.measured_mib} held ({finding.error_pct:+.1f}%), "
-        f"{finding.peak_mib} at the peak ({finding.peak_error_pct:+.1f}%)\n",
-        flush=True,
-    )
-    return finding
+    of_held, of_peak = _error(predicted, held), _error(predicted, peak)
+    print(f"  in all {_mib(predicted)} MiB predicted, {_mib(held)} held: {of_held:+.2f}%, ", end="")
+    print(f"{_mib(peak)} at the peak: {of_peak:+.2f}%\n", flush=True)
+    return Finding(_mib(predicted), _mib(held), abs(of_held), _mib(peak), abs(of_peak))
 
 
 async def _fill(engine: EngineSupervisor, plan: Plan, seed: int) -> None:
@@ -172,7 +188,7 @@ def _mib(size: int) -> float:
 
 
 def _error(predicted: int, measured: int) -> float:
-    return round(abs(predicted - measured) / measured * 100, 2)
+    return round((predicted - measured) / measured * 100, 2)
 
 
 def _options() -> argparse.Namespace:
