@@ -1,4 +1,4 @@
-"""A program: compiles the processor's kernels into the cache and ends. When that is needed is `kernel_cache`'s to say."""
+"""A program: compiles the processor's kernels into the cache and ends. When to run it is `kernel_cache`'s to say."""
 
 from __future__ import annotations
 
