@@ -221,5 +221,5 @@ def _notes(report: FitReport, best: FitPlan, width: int) -> list[str]:
 
 
 def _price(cost: Cost) -> str:
-    dated = f", {cost.dated}" if cost.dated else ""
+    dated = f"; of {cost.dated}" if cost.dated else ""
     return f"Cost is for ${cost.price:.2f} a GPU and hour ({cost.source or 'as you said'}{dated}); --price sets it."
