@@ -187,7 +187,7 @@ def test_two_gpus_that_hold_70b_and_little_else_are_called_fragile() -> None:
         plain = next(one for one in plans if (one.tensor, one.stages, one.hosted) == (2, 1, 0) and _own(one))
         assert plain.verdict.kind == "fragile"
         assert plain.verdict.term == "kv"
-        assert 9_000 < plain.largest_context < 11_000
+        assert 9_000 < plain.largest_context < 13_000
     four = report(known("70b"), dgx_h100(4))
     assert four.best == four.serve == 0
     assert four.plans[0].verdict.kind == "roomy"
