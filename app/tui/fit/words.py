@@ -1,0 +1,91 @@
+"""How plans are written for people: verdicts, layouts, tokens, times, rates, dollars. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from backend.planner.fit.report import FitPlan, Interval, VerdictKind
+
+# A mark and a word for each verdict, so that neither colour nor glyph alone has to tell.
+MARKS: dict[VerdictKind, str] = {"roomy": "✓", "fits": "✓", "fragile": "!", "too large": "✗"}
+COLOURS: dict[VerdictKind, str] = {
+    "roomy": "$text-success",
+    "fits": "$text-success",
+    "fragile": "$text-warning",
+    "too large": "$text-error",
+}
+_GIB = 1 << 30
+_MIB = 1 << 20
+NONE = "–"
+
+
+def verdict(plan: FitPlan) -> str:
+    return f"{MARKS[plan.verdict.kind]} {plan.verdict.kind}"
+
+
+def layout(plan: FitPlan) -> str:
+    """Ranks x stages x replicas, such as TP4, TP4×PP2, TP2×3 times; one device by its kind."""
+    if plan.tensor * plan.stages == 1:
+        one = "CPU" if plan.devices and plan.devices[0].gpu is None else "1 GPU"
+        return one if plan.replicas == 1 else f"{plan.replicas}×({one})"
+    parts = [f"{'EP' if plan.experts == 'expert' else 'TP'}{plan.tensor}"] if plan.tensor > 1 else []
+    parts += [f"PP{plan.stages}"] if plan.stages > 1 else []
+    inner = "·".join(parts)
+    return inner if plan.replicas == 1 else f"{plan.replicas}×({inner})"
+
+
+def tokens(count: int) -> str:
+    """1,024 positions are 1K; never more than there are."""
+    for factor, unit in ((1 << 20, "M"), (1 << 10, "K")):
+        if count >= factor:
+            figure = count * 10 // factor / 10
+            return f"{figure:.0f}{unit}" if figure >= 10 or figure.is_integer() else f"{figure:.1f}{unit}"
+    return str(count)
+
+
+def memory(count: int, cut: bool = False) -> str:
+    """Bytes as drivers and logs report memory: GiB, or MiB where there is little. `cut`: without the space."""
+    figure, unit = (count / _GIB, "GiB") if abs(count) >= _GIB else (count / _MIB, "MiB")
+    text = f"{figure:.0f}" if abs(figure) >= 100 or (unit == "MiB" and abs(figure) >= 10) else f"{figure:.1f}"
+    return f"{text}{'' if cut else ' '}{unit}"
+
+
+def gib(count: int) -> str:
+    """GiB without its unit: 79.2, 1008."""
+    figure = count / _GIB
+    return f"{figure:.0f}" if figure >= 1000 else f"{figure:.1f}"
+
+
+def parameters(count: int) -> str:
+    """135M, 8.03B, 1.04T."""
+    for factor, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
+        if count >= factor:
+            return f"{count / factor:.3g}{unit}"
+    return f"{count:,}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 0.01:
+        return f"{seconds * 1000:.1f} ms"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"
+
+
+def rate(per_second: float) -> str:
+    if per_second < 10:
+        return f"{per_second:.1f}"
+    return f"{per_second:,.0f}" if per_second < 10_000 else f"{per_second / 1000:,.0f}K"
+
+
+def dollars(amount: float) -> str:
+    if amount < 0.01:
+        return "<$0.01"
+    return f"${amount:.2f}" if amount < 100 else f"${amount:,.0f}"
+
+
+def spread(interval: Interval, write: Callable[[float], str] = duration) -> str:
+    """The likely value and its range: `27 ms (21 ms to 38 ms)`."""
+    return f"{write(interval.likely)} ({write(interval.low)} to {write(interval.high)})"
