@@ -1,9 +1,9 @@
-# The README's two commands. Each makes the environment where it is missing.
+# The README's two commands, and what keeps the pages true. Each makes the environment where it is missing.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint clean
+.PHONY: run test lint docs clean
 
 run: .venv/installed
 	$(BIN)/shardwise
@@ -16,6 +16,10 @@ lint: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# The tables in docs/ are what our own command prints.
+docs: .venv/installed-test
+	$(BIN)/python -m tests.fit.tables
 
 # torch comes first and alone: a looser requirement elsewhere must find the pinned build in place.
 .venv/torch: pyproject.toml

@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = MappingProxyType(
     {
         "serve": ("app.commands.serve", "serve", "Serve a model over HTTP, in the foreground."),
         "chat": ("app.commands.chat", "chat", "Chat in plain text, also in a pipe."),
+        "fit": ("app.commands.fit", "fit", "Say what fits on which hardware, how fast, for how much."),
         "pull": ("app.commands.pull", "pull", "Download a model."),
         "models": ("app.commands.models", "models", "List the models on this machine."),
         "rm": ("app.commands.rm", "rm", "Remove a model from this machine."),

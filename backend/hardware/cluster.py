@@ -16,6 +16,7 @@ class Network(Struct, frozen=True):
         bandwidth: GB/s in one direction for each GPU, as built.
         reached: GB/s that messages of some MiB reach.
         latency: seconds of a small message.
+        source: where these are from.
     """
 
     id: str
@@ -23,6 +24,7 @@ class Network(Struct, frozen=True):
     bandwidth: float
     reached: float
     latency: float
+    source: str = ""
 
 
 class Cluster(Struct, frozen=True):

@@ -1,0 +1,83 @@
+"""The best plan on each of several machines, a line each: what to buy or rent for a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from textwrap import wrap
+
+from app.fit.columns import columns
+from app.fit.devices import fullest, taken
+from app.fit.text import WIDTH, chosen_plan, speed_cells
+from app.fit.words import formats, gib, layout
+from app.text_safety import clean_line
+from backend.planner.fit.report import FitPlan, FitReport
+
+_HEAD = ("hardware", "layout", "formats", "verdict", "GiB", "context", "users", "first", "token", "tok/s", "$/1M")
+_ALIGN = "<<<<>>>>>>>"
+_FIRST_TOKEN = _HEAD.index("first")
+_LEGEND = (
+    "layout: tensor x stages x replicas, e for whole experts; formats: weights/kv; GiB: what the plan takes of the "
+    "fullest device; context: the largest; users: at once, with the context asked for; token: from token to token; "
+    "tok/s: over all users"
+)
+
+
+def as_comparison(reports: Sequence[FitReport], named: Sequence[str], width: int = WIDTH) -> str:
+    """A table of reports of one model.
+
+    Arguments:
+        named: the hardware of each, as the user wrote it.
+    """
+    ask = reports[0].ask
+    rows = [
+        (name if not position else "", *_cells(plan))
+        for name, report in zip(map(clean_line, named), reports, strict=True)
+        for position, plan in enumerate(_shown(report))
+    ]
+    lines = _lines(rows, width)
+    return "\n".join(
+        [
+            f"{clean_line(reports[0].model)}: {ask.users:,} users"
+            f" of a context of {ask.context or 0:,}, goal {ask.goal}, engine {ask.engine} {ask.engine_version}".rstrip(),
+            "",
+            *lines,
+            "",
+            *wrap(_LEGEND, width),
+        ]
+    )
+
+
+def _shown(report: FitReport) -> list[FitPlan]:
+    """The best plan of each weight format that was asked for; of all, where none was."""
+    if not report.ask.weights:
+        return [chosen_plan(report)]
+    best = {plan.weights: plan for plan in reversed(report.plans)}
+    return [best[name] for name in report.ask.weights if name in best]
+
+
+def _cells(plan: FitPlan) -> tuple[str, ...]:
+    return (layout(plan), formats(plan), plan.verdict.kind, gib(taken(fullest(plan))), *speed_cells(plan))
+
+
+def _lines(rows: Sequence[tuple[str, ...]], width: int) -> list[str]:
+    """As many columns as there is room for; long names stand on lines of their own."""
+    head, align = list(_HEAD), _ALIGN
+    lines = columns(head, rows, align, width)
+    if _widest(lines) > width:
+        head, align = _without(head), "".join(_without(_ALIGN))
+        rows = [tuple(_without(row)) for row in rows]
+        lines = columns(head, rows, align, width)
+    if _widest(lines) <= width:
+        return lines
+    figures = columns(head[1:], [row[1:] for row in rows], align[1:], width - 2)
+    under = [f"{row[0]}\n  {line}" if row[0] else f"  {line}" for row, line in zip(rows, figures[1:], strict=True)]
+    return [f"  {figures[0]}", *under]
+
+
+def _without(cells: Sequence[str]) -> list[str]:
+    """All but the first token's time, which a narrow table leaves out."""
+    return [cell for position, cell in enumerate(cells) if position != _FIRST_TOKEN]
+
+
+def _widest(lines: Sequence[str]) -> int:
+    return max(map(len, lines))

@@ -1,0 +1,191 @@
+"""A FitReport as text for a terminal or a pipe, 80 columns wide: verdict, plans, memory, reasons, ways out."""
+
+from __future__ import annotations
+
+from textwrap import wrap
+
+from app.fit.columns import columns
+from app.fit.devices import device_lines, fullest, taken
+from app.fit.words import (
+    BOUNDS,
+    VERDICTS,
+    counted,
+    dollars,
+    formats,
+    gib,
+    layout,
+    layout_in_words,
+    rate,
+    seconds,
+    seconds_between,
+)
+from app.text_safety import clean, clean_line
+from backend.planner.fit.report import Cost, FitPlan, FitReport, Speed, WayOut
+
+WIDTH = 80
+_PLAN_HEAD = ("#", "layout", "formats", "verdict", "context", "users", "first", "token", "tok/s", "$/1M", "run")
+_PLAN_ALIGN = "><<<>>>>>><"
+_LEGEND = (
+    "layout: tensor x stages x replicas, e for whole experts; formats: weights/kv, where kv is not the model's own; context: the largest; users: at "
+    "once, with the context asked for; run: whether this version can"
+)
+# In the order in which a start takes them; others that a report has follow.
+_TERMS = ("weights", "kv", "activations", "graphs", "communication", "context", "streaming")
+_SHORT = {"activations": "activ.", "communication": "comm.", "streaming": "stream."}
+
+
+def as_text(report: FitReport, shown: int, bars: bool = False, width: int = WIDTH) -> str:
+    """The whole answer.
+
+    Arguments:
+        shown: how many plans.
+        bars: whether memory is drawn too, as a terminal can show.
+    """
+    best = chosen_plan(report)
+    blocks = [
+        _head(report, best, width),
+        _plans(report, shown, width),
+        _memory(report, shown, width),
+        _best(report, best, bars, width),
+        _ways_out(report.ways_out, width),
+        _command(report, best),
+        _notes(report, best, width),
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks if block)
+
+
+def chosen_plan(report: FitReport) -> FitPlan:
+    """The best plan that fits; where none does, the first, which comes nearest."""
+    return report.plans[report.best or 0]
+
+
+def _head(report: FitReport, best: FitPlan, width: int) -> list[str]:
+    ask = report.ask
+    engine = f"{ask.engine} {ask.engine_version}".strip()
+    asked = (
+        f"{counted(ask.users, 'user')}, context {ask.context or 0:,}; prompt {ask.prompt:,}, answer {ask.answer:,}; "
+        f"goal {ask.goal}; engine {engine}"
+    )
+    return [
+        *_filled("model", f"{clean_line(report.model)}; {clean_line(report.source)}", width),
+        *_filled("hardware", clean_line(report.hardware), width),
+        *_filled("asked", asked, width),
+        *_filled("verdict", f"{VERDICTS[best.verdict.kind]}. {best.verdict.sentence}", width),
+    ]
+
+
+def _filled(name: str, value: str, width: int) -> list[str]:
+    lines = wrap(value, width - 10, break_on_hyphens=False)
+    return [f"{name if not position else '':<10}{line}" for position, line in enumerate(lines)]
+
+
+def _plans(report: FitReport, shown: int, width: int) -> list[str]:
+    rows = [_plan_row(number, plan) for number, plan in enumerate(report.plans[:shown], start=1)]
+    left = len(report.plans) - len(rows)
+    return [
+        "plans, best first",
+        *columns(_PLAN_HEAD, rows, _PLAN_ALIGN, width),
+        *([f"({left:,} more: --plans {len(report.plans)})"] if left > 0 else []),
+        *wrap(_LEGEND, width),
+    ]
+
+
+def _plan_row(number: int, plan: FitPlan) -> tuple[str, ...]:
+    runs = "yes" if plan.runnable else "no"
+    return (str(number), layout(plan), formats(plan), plan.verdict.kind, *speed_cells(plan), runs)
+
+
+def speed_cells(plan: FitPlan) -> tuple[str, ...]:
+    """Largest context, users at once, first token, token to token, tokens/s, $/1M; "-" where there is none."""
+    speed, cost = plan.speed, plan.cost
+    return (
+        f"{plan.largest_context:,}" if plan.largest_context else "-",
+        f"{plan.concurrency:,}" if plan.concurrency else "-",
+        seconds(speed.first_token.likely) if speed else "-",
+        seconds(speed.token.likely) if speed else "-",
+        rate(speed.throughput.likely) if speed else "-",
+        dollars(cost.per_million.likely) if cost else "-",
+    )
+
+
+def _memory(report: FitReport, shown: int, width: int) -> list[str]:
+    """The terms of each plan's fullest device."""
+    plans = report.plans[:shown]
+    found = {term.name for plan in plans for term in fullest(plan).terms}
+    names = [name for name in _TERMS if name in found] + sorted(found - set(_TERMS))
+    head = ("#", *(_SHORT.get(name, name) for name in names), "sum", "usable", "of")
+    rows = [_memory_row(number, plan, names) for number, plan in enumerate(plans, start=1)]
+    return ["memory of the fullest device, GiB", *columns(head, rows, ">" * len(head), width)]
+
+
+def _memory_row(number: int, plan: FitPlan, names: list[str]) -> tuple[str, ...]:
+    device = fullest(plan)
+    terms = {term.name: term.bytes for term in device.terms}
+    amounts = [*(terms.get(name, 0) for name in names), taken(device), device.usable, device.total]
+    return (str(number), *map(gib, amounts))
+
+
+def _best(report: FitReport, best: FitPlan, bars: bool, width: int) -> list[str]:
+    number = report.plans.index(best) + 1
+    return [
+        *wrap(f"plan {number}: {layout_in_words(best)}", width, subsequent_indent="  "),
+        *device_lines(best, bars),
+        *(speed_lines(best.speed, best.concurrency) if best.speed else []),
+        *(_item(reason, width) for reason in best.reasons),
+        *([_item(f"Not run by this version: {best.blocked}", width)] if best.blocked else []),
+    ]
+
+
+def speed_lines(speed: Speed, concurrency: int) -> list[str]:
+    """Predicted times with their ranges, a line each; also what `serve --explain` says."""
+    at_once = f"with {counted(speed.sequences, 'sequence')} at once"
+    throughput = speed.throughput
+    return [
+        f"  {'first token':<14} {seconds_between(speed.first_token)}, with nobody else waiting",
+        f"  {'token to token':<14} {seconds_between(speed.token)}; alone {seconds(speed.alone.likely)}",
+        f"  {'tokens/s':<14} {rate(throughput.likely)} ({rate(throughput.low)} to {rate(throughput.high)}) {at_once}",
+        f"  {'bound':<14} {BOUNDS[speed.bound]}; {_sent(speed.communication)}",
+    ]
+
+
+def _sent(count: int) -> str:
+    return f"each rank sends {count / 1024:,.0f} KiB a token" if count else "nothing is sent between GPUs"
+
+
+def _item(text: str, width: int) -> str:
+    return "\n".join(wrap(clean(text), width, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False))
+
+
+def _ways_out(ways: tuple[WayOut, ...], width: int) -> list[str]:
+    if not ways:
+        return []
+    return ["ways out, cheapest first", *(_item(_way_out(way), width) for way in ways)]
+
+
+def _way_out(way: WayOut) -> str:
+    option = f" ({way.option})" if way.option else ""
+    gives = f": {way.gives}" if way.gives else ""
+    return f"{way.what.rstrip('.')}{option}{gives.rstrip('.')}."
+
+
+def _command(report: FitReport, best: FitPlan) -> list[str]:
+    """How to run it, on one line, so that it can be copied."""
+    if report.best is None or not best.runnable:
+        return []
+    return ["run it with", f"  {serve_command(report, best)}"]
+
+
+def serve_command(report: FitReport, plan: FitPlan) -> str:
+    """What runs the plan with the report's engine."""
+    program = "vllm serve" if report.ask.engine == "vllm" else "shardwise serve"
+    return " ".join((program, clean_line(report.model), *plan.options))
+
+
+def _notes(report: FitReport, best: FitPlan, width: int) -> list[str]:
+    notes = [*report.notes, *([_price(best.cost)] if best.cost else [])]
+    return ["notes", *(_item(note, width) for note in notes)] if notes else []
+
+
+def _price(cost: Cost) -> str:
+    dated = f", {cost.dated}" if cost.dated else ""
+    return f"Cost is for ${cost.price:.2f} a GPU and hour ({cost.source or 'as you said'}{dated}); --price sets it."

@@ -1,0 +1,95 @@
+"""A report as text: 80 columns, verdicts in words, terms under each other, devices that are alike together."""
+
+from __future__ import annotations
+
+from app.fit.text import as_text
+from tests.fakes.reports import WAYS, plan, report, too_large, use
+
+
+def section(text: str, title: str) -> list[str]:
+    """The lines of the block that opens with `title`."""
+    block = next(block for block in text.split("\n\n") if block.startswith(title))
+    return block.splitlines()
+
+
+def test_everything_stands_within_80_columns_also_where_all_columns_are_full() -> None:
+    wide = plan(
+        replicas=16,
+        tensor=16,
+        stages=16,
+        experts="expert",
+        largest_context=10_485_760,
+        concurrency=100_000,
+        weights="model",
+        kv_format="model",
+    )
+    text = as_text(report(wide, too_large(), ways_out=WAYS), 8, bars=True)
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_head_says_the_verdict_in_words() -> None:
+    head = as_text(report(), 8).splitlines()
+    assert "verdict   fits with margin. 34.1 GiB are left for keys and values." in head
+    none = as_text(report(too_large()), 8)
+    assert "verdict   does not fit. The weights take 131 GiB of the 75 GiB usable." in none
+
+
+def test_a_plan_is_a_line_and_one_that_does_not_fit_has_no_speed() -> None:
+    lines = section(as_text(report(plan(), too_large()), 8), "plans, best first")
+    rows = [line.split() for line in lines[1:4]]
+    assert rows[0] == ["#", "layout", "formats", "verdict", "context", "users", "first", "token", "tok/s", "$/1M", "run"]
+    assert rows[1] == "1 2x1x1 model roomy 131,072 54 92 ms 21 ms 1,234 2.31 yes".split()
+    assert rows[2] == "2 1x1x1 model too large - - - - - - no".split()
+
+
+def test_plans_beyond_those_asked_for_are_counted() -> None:
+    text = as_text(report(plan(), plan(tensor=1), plan(tensor=4)), 1)
+    assert "(2 more: --plans 3)" in text
+    assert "4x1x1" not in text
+
+
+def test_the_fullest_devices_terms_add_up() -> None:
+    uneven = plan(devices=(use(0, unused=9, weights=60, kv=6), use(1, unused=1, weights=70, kv=4)))
+    head, row = (line.split() for line in section(as_text(report(uneven), 8), "memory of the fullest")[1:])
+    assert head == ["#", "weights", "kv", "sum", "usable", "of"]
+    assert row == ["1", "70.0", "4.00", "74.0", "75.0", "79.0"]
+
+
+def test_devices_that_are_alike_stand_together_and_others_apart() -> None:
+    same = {"weights": 60.0, "kv": 6.0}
+    devices = (use(0, **same), use(1, **same), use(2, weights=20.0), use(3, **same))
+    text = as_text(report(plan(devices=devices)), 8)
+    assert "  GPU 0-1, 3: NVIDIA H100 80GB HBM3" in text
+    assert "  GPU 2: NVIDIA H100 80GB HBM3" in text
+
+
+def test_machines_are_named_where_there_are_several() -> None:
+    devices = tuple(use(gpu, machine=machine, weights=30.0) for machine in (0, 1) for gpu in (0, 1))
+    assert "  machine 0 GPU 0-1; machine 1 GPU 0-1: NVIDIA H100 80GB HBM3" in as_text(report(plan(devices=devices)), 8)
+
+
+def test_bars_are_drawn_only_where_asked_for() -> None:
+    assert "█" in as_text(report(), 8, bars=True)
+    assert as_text(report(), 8).isascii()
+
+
+def test_what_runs_the_plan_is_shown_where_it_can_be_run() -> None:
+    assert "  shardwise serve maker/large-70B --tp 2" in as_text(report(), 8).splitlines()
+    blocked = plan(runnable=False, blocked="stages are not run by this version")
+    text = as_text(report(blocked), 8)
+    assert "shardwise serve" not in text
+    assert "Not run by this version: stages are not run by this version" in " ".join(text.split())
+
+
+def test_ways_out_say_the_option_and_what_it_gives() -> None:
+    ways = section(as_text(report(too_large(), ways_out=WAYS), 8), "ways out")
+    assert ways[1] == "  - Store the weights as int8 (--weights int8): a context of 8,192 for 4 users."
+
+
+def test_the_price_has_its_source_and_date() -> None:
+    notes = section(as_text(report(), 8), "notes")
+    assert notes[-1] == "  - Cost is for $2.29 a GPU and hour (Verda, 2026); --price sets it."
+
+
+def test_what_steers_a_terminal_is_taken_out_of_names() -> None:
+    assert "\x1b" not in as_text(report(model="evil/\x1b]0;title\x07model"), 8)
