@@ -10,10 +10,11 @@ from textual.pilot import Pilot
 from textual.screen import Screen
 
 from app.background import ServerRecord, StartedServer
-from app.tui.dependencies import Dependencies, ModelChoice
+from app.tui.dependencies import Dependencies, ModelChoice, WizardOutside
 from app.tui.screens.chat import ChatScreen
 from app.tui.widgets.prompt_input import PromptInput
 from backend.errors import ShardwiseError
+from tests.fakes.wizard import wizard_outside
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Outside:
     started_url: str = ""
     progress: tuple[tuple[int, int], ...] = ((40_000_000, 93_000_000), (93_000_000, 93_000_000))
     asked: list[str] = field(default_factory=list)
+    wizard: WizardOutside = field(default_factory=wizard_outside)
 
     def dependencies(self) -> Dependencies:
         return Dependencies(
@@ -39,6 +41,7 @@ class Outside:
             find=self._find,
             start=self._start,
             exports=self.folder,
+            wizard=self.wizard,
         )
 
     def _fetch(self, model: str, report: Callable[[int, int], None]) -> None:
@@ -51,8 +54,8 @@ class Outside:
             return None
         return self.running
 
-    def _start(self, model: str) -> StartedServer:
-        self.asked.append(f"start {model}")
+    def _start(self, model: str, options: tuple[str, ...]) -> StartedServer:
+        self.asked.append(" ".join(("start", model, *options)))
         if self.start_error is not None:
             raise self.start_error
         return StartedServer(_Alive(), self.started_url, model, self.folder / "log")  # type: ignore[arg-type]

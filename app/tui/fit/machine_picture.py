@@ -22,6 +22,7 @@ from textual.content import Content
 from app.text_safety import clean_line
 from app.tui.fit import words
 from app.tui.fit.canvas import Canvas
+from backend.hardware.cpu import Cpu
 from backend.hardware.gpu import Gpu
 from backend.hardware.machine import Machine
 
@@ -50,10 +51,15 @@ def draw_machine(machine: Machine, width: int) -> list[Content]:
 
 
 def processor(machine: Machine) -> str:
-    """`Xeon 8480C, 112 cores, 1.9 TiB free of 2.0 TiB`."""
-    cpu, memory = machine.cpu, machine.memory
-    cores = f"{cpu.usable_cores} core{'s' if cpu.usable_cores != 1 else ''}"
-    return f"{short_name(cpu.name, 28)}, {cores}, {words.memory(memory.available)} of {words.memory(memory.total)} free"
+    """`Xeon 8480C, 112 cores, 1.9 TiB of 2.0 TiB free`."""
+    memory = machine.memory
+    return f"{cores(machine.cpu)}, {words.memory(memory.available)} of {words.memory(memory.total)} free"
+
+
+def cores(cpu: Cpu) -> str:
+    """Name and cores; a processor of which only these are known is named after them."""
+    count = f"{cpu.usable_cores} core{'s' if cpu.usable_cores != 1 else ''}"
+    return cpu.name if count in cpu.name else f"{short_name(cpu.name, 28)}, {count}"
 
 
 def short_name(name: str, most: int) -> str:
@@ -158,11 +164,10 @@ def _label_pcie(canvas: Canvas, machine: Machine, row: Sequence[Gpu], y: int) ->
 
 def _processor_alone(machine: Machine, canvas: Canvas) -> list[Content]:
     cpu, memory = machine.cpu, machine.memory
-    cores = f"{cpu.usable_cores} core{'s' if cpu.usable_cores != 1 else ''}"
     native = "multiplies bfloat16 natively" if cpu.native_bfloat16 else "no native bfloat16: computes in float32"
     texts = [
         (short_name(cpu.name, canvas.width - 4), "bold"),
-        (f"{cores}, {native}", ""),
+        (f"{cpu.usable_cores} core{'s' if cpu.usable_cores != 1 else ''}, {native}", ""),
         (f"memory {words.memory(memory.available)} free of {words.memory(memory.total)}", ""),
     ]
     inner = min(canvas.width - 2, max(len(text) for text, _ in texts) + 2)

@@ -1,9 +1,10 @@
-"""How plans are written for people: verdicts, layouts, tokens, times, rates, dollars. Pure."""
+"""How plans are written for people: verdicts, layouts, tokens, memory, dollars; `app.fit.words` has what all faces say. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from app.fit.words import seconds
 from backend.planner.fit.report import FitPlan, Interval, VerdictKind
 
 # A mark and a word for each verdict, so that neither colour nor glyph alone has to tell.
@@ -64,28 +65,12 @@ def parameters(count: int) -> str:
     return f"{count:,}"
 
 
-def duration(seconds: float) -> str:
-    if seconds < 0.01:
-        return f"{seconds * 1000:.1f} ms"
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"
-
-
-def rate(per_second: float) -> str:
-    if per_second < 10:
-        return f"{per_second:.1f}"
-    return f"{per_second:,.0f}" if per_second < 10_000 else f"{per_second / 1000:,.0f}K"
-
-
 def dollars(amount: float) -> str:
     if amount < 0.01:
         return "<$0.01"
     return f"${amount:.2f}" if amount < 100 else f"${amount:,.0f}"
 
 
-def spread(interval: Interval, write: Callable[[float], str] = duration) -> str:
+def spread(interval: Interval, write: Callable[[float], str] = seconds) -> str:
     """The likely value and its range: `27 ms (21 ms to 38 ms)`."""
     return f"{write(interval.likely)} ({write(interval.low)} to {write(interval.high)})"

@@ -12,17 +12,11 @@ from textual.message import Message
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
+from app.fit.words import BOUNDS, rate, seconds
 from app.text_safety import clean, clean_line
 from app.tui.fit import words
 from app.tui.widgets.memory_bars import MemoryBars
-from backend.planner.fit.report import Bound, FitPlan, FitReport, WayOut
-
-BOUNDS: dict[Bound, str] = {
-    "memory": "a step waits for memory",
-    "compute": "a step waits for arithmetic",
-    "link": "a step waits for the links between GPUs",
-    "launch": "a step waits for kernels to be launched",
-}
+from backend.planner.fit.report import FitPlan, FitReport, WayOut
 
 
 class WaysOut(OptionList):
@@ -129,8 +123,8 @@ def _speed_rows(plan: FitPlan) -> list[tuple[str, str]]:
     return [
         ("context", context),
         ("first token", f"{words.spread(speed.first_token)}, with nobody waiting"),
-        ("token", f"{words.spread(speed.token)}; {words.duration(speed.alone.likely)} for a user alone"),
-        ("tokens/s", f"{words.spread(speed.throughput, words.rate)} with {speed.sequences:,} at once"),
+        ("token", f"{words.spread(speed.token)}; {seconds(speed.alone.likely)} for a user alone"),
+        ("tokens/s", f"{words.spread(speed.throughput, rate)} with {speed.sequences:,} at once"),
         ("bound", f"{BOUNDS[speed.bound]}; each rank sends {words.memory(speed.communication)} a token"),
     ]
 
