@@ -22,7 +22,19 @@ from backend.engine_settings import EngineSettings
 from backend.errors import EngineUnavailableError, ShardwiseError
 from backend.events import End, EndReason, EngineStatistics, Start, Token
 from backend.exit_status import describe_exit, without_pids
-from backend.messages import Cancel, FromEngine, Lost, Progress, Ready, StartFailed, StepOutput, Submit
+from backend.measured_rank import MeasuredRank, differences
+from backend.messages import (
+    Cancel,
+    FromEngine,
+    Lost,
+    Measure,
+    Measured,
+    Progress,
+    Ready,
+    StartFailed,
+    StepOutput,
+    Submit,
+)
 from backend.planner.plan import Plan
 from backend.request import Request
 from backend.revival import Death, RevivalPolicy, admissible, guilty, restart_delay
@@ -59,6 +71,9 @@ CACHE_COUNTERS = (
 )
 # What a dead engine's cache had room for; the next one has as much.
 CACHE_CAPACITIES = ("pages_total", "page_bytes", "host_pages_total", "disk_bytes_total")
+
+# A step of a long prompt on a processor may take longer; whoever asks gets the last measurement then.
+MEASURE_SECONDS = 2.0
 
 log = structlog.get_logger("shardwise.supervisor")
 
@@ -101,6 +116,8 @@ class EngineSupervisor:
         self._restarts = 0
         self._statistics, self._earlier_statistics = EngineStatistics(), EngineStatistics()
         self._cache_map: CacheMap | None = None
+        self._measured: tuple[MeasuredRank, ...] = ()
+        self._measuring: asyncio.Future[None] | None = None
 
     @property
     def model(self) -> str:
@@ -145,6 +162,16 @@ class EngineSupervisor:
 
     def cache_map(self) -> CacheMap | None:
         return self._cache_map
+
+    async def measure(self) -> tuple[MeasuredRank, ...]:
+        """See `EngineClient.measure`. Who asks while an answer is due shares it."""
+        if self._state != "ready" or self._child is None:
+            return self._measured
+        if self._measuring is None:
+            self._measuring = asyncio.get_running_loop().create_future()
+            self._child.send(Measure())
+        await asyncio.wait([self._measuring], timeout=MEASURE_SECONDS)
+        return self._measured
 
     async def wait_ready(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - the contract has it
         try:
@@ -275,13 +302,24 @@ class EngineSupervisor:
                 self._ready = message
                 self._statistics = message.statistics
                 self._enter("ready")
+                self._take_measured(message.measured)
                 log.info("engine ready", model=self.model, restarts=self._restarts)
+                for difference in differences(message.plan.ranks, message.measured):
+                    log.warning("memory differs from the plan", model=self.model, difference=difference)
                 self._admit()
+            case Measured(ranks=ranks):
+                self._take_measured(ranks)
             case StartFailed():
                 self._start_failed = message
             case Lost():
                 # Told before the process has ended and is reaped.
                 self._lost, self._last_cause = message, message.cause
+
+    def _take_measured(self, ranks: tuple[MeasuredRank, ...]) -> None:
+        self._measured = ranks
+        if self._measuring is not None:
+            self._measuring.set_result(None)
+            self._measuring = None
 
     def _receive_step(self, output: StepOutput) -> None:
         self._statistics = output.statistics
@@ -321,6 +359,7 @@ class EngineSupervisor:
         cache = CacheStatistics(**{name: getattr(now.cache, name) for name in CACHE_CAPACITIES})
         self._statistics = EngineStatistics(waiting=len(self._running), cache=cache)
         self._cache_map = None
+        self._take_measured(())
         for running in tuple(self._running.values()):
             running.engine_died()
             if running.overdue:

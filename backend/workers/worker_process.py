@@ -32,6 +32,8 @@ from backend.workers.worker_messages import (
     FromWorker,
     Load,
     Loading,
+    Measure,
+    Measured,
     Poll,
     Pulse,
     Refused,
@@ -110,6 +112,8 @@ class Worker:
                 return self._step(message)
             case Poll(patience=patience):
                 return StepDone([], self._rank.collectives, tuple(self._rank.transfers_done(patience)))
+            case Measure():
+                return Measured(self._rank.measure())
             case Describe() | Load() | WarmUp():
                 return self._prepare(message)
 

@@ -292,3 +292,40 @@ async def test_a_frozen_engine_takes_its_ranks_along() -> None:
 
 def _runs(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+async def test_memory_is_measured_at_the_start_and_whenever_asked(ranks: int) -> None:
+    async with supervised(EngineOptions(ranks=ranks)) as supervisor:
+        first = await supervisor.measure()
+        assert [one.rank for one in first] == list(range(max(1, ranks)))
+        assert [one.terms[0].bytes for one in first] == [1234 + rank for rank in range(max(1, ranks))]
+        check_answer(await collect(supervisor, request()), PROMPT, 60)
+        together = await asyncio.gather(supervisor.measure(), supervisor.measure())
+        assert together[0] == together[1]
+        if not ranks:
+            # The fake holds more with each step.
+            assert together[0][0].resident > first[0].resident
+
+
+async def test_an_engine_in_a_long_step_tells_its_memory_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backend.supervisor.MEASURE_SECONDS", 0.2)
+    async with supervised(EngineOptions(step_seconds=1.0)) as supervisor:
+        first = await supervisor.measure()
+        running = asyncio.create_task(collect(supervisor, request(tokens=1)))
+        await asyncio.sleep(0.3)
+        assert await supervisor.measure() == first
+        await running
+        assert (await supervisor.measure())[0].resident > first[0].resident
+
+
+async def test_who_waits_for_a_measurement_is_not_left_waiting_by_a_death() -> None:
+    async with supervised(EngineOptions(step_seconds=1.0)) as supervisor:
+        running = asyncio.create_task(collect(supervisor, request(tokens=1)))
+        await asyncio.sleep(0.3)
+        waiting = asyncio.create_task(supervisor.measure())
+        await asyncio.sleep(0.05)
+        kill(supervisor)
+        assert await waiting == ()
+        await running
+        assert len(await supervisor.measure()) == 1
