@@ -25,9 +25,10 @@ from backend.hardware.process_memory import return_freed_memory
 from backend.hardware.visible_gpus import show_gpus
 from backend.library.checks import check
 from backend.parallel.division import Division
-from backend.planner.decide import PAGE_TOKENS, decide
+from backend.planner.decide import decide
 from backend.planner.model_facts import ModelFacts
 from backend.planner.plan import Plan
+from backend.planner.prepare import PAGE_TOKENS
 
 if TYPE_CHECKING:
     import torch

@@ -19,10 +19,11 @@ from backend.hardware.machine import read_machine
 from backend.hardware.peer_probe import probed
 from backend.library.checks import check
 from backend.library.locations import cache_home
-from backend.planner.decide import PAGE_TOKENS, decide
+from backend.planner.decide import decide
 from backend.planner.kv_choice import KVChoice
 from backend.planner.memory import ELEMENT_BYTES
 from backend.planner.plan import Plan
+from backend.planner.prepare import PAGE_TOKENS
 from backend.scheduler import Scheduler
 from backend.workers.meeting import Meeting, arrange_meeting
 from backend.workers.ranked_executor import RankedExecutor

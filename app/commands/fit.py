@@ -8,13 +8,21 @@ from typing import Annotated
 import typer
 
 from backend.errors import SettingError
+from backend.hardware.specification import GRAMMAR
 from backend.planner.fit.ask import EngineName, FitAsk, Goal
 
 # What a script sees where nothing fits; mistakes end with their own errors' statuses.
 DOES_NOT_FIT = 3
 
 
-def fit(
+# The mark behind which click leaves a paragraph's lines as they are.
+_AS_IS = "\b\n"
+_EPILOG = "\n\n".join(_AS_IS + part for part in f"Hardware (SPEC):\n\n{GRAMMAR}".split("\n\n"))
+fit = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+
+@fit.command("fit", epilog=_EPILOG)
+def show_fit(
     model: Annotated[
         str | None,
         typer.Argument(

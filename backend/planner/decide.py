@@ -10,20 +10,17 @@ from msgspec.structs import replace
 from backend.engine_settings import EngineSettings
 from backend.errors import OutOfMemoryError, SettingError
 from backend.hardware.machine import Machine
-from backend.planner import hosted, memory, tiers
-from backend.planner.draft import Draft, Wishes, with_host
-from backend.planner.kv_choice import KVChoice, choose_formats
+from backend.planner import tiers
+from backend.planner.draft import Draft
+from backend.planner.kv_choice import KVChoice
 from backend.planner.model_facts import ModelFacts
 from backend.planner.plan import MemoryTerm, Plan, Rank
 from backend.planner.pool import check_fixed, choose_context, choose_pool
-from backend.planner.ranks import choose_ranks, device_targets
-from backend.planner.target import Target, choose_dtype
+from backend.planner.prepare import Prepared, prepare
+from backend.planner.ranks import device_targets
+from backend.planner.target import Target
 from backend.planner.weight_choice import first_that_fits, smallest
-from kvcache.layout import build_layout, rank_layout
-
-PAGE_TOKENS = 16
-_STEP_TOKENS = {"cpu": 512, "cuda": 4096}
-_MAX_SEQUENCES = {"cpu": 64, "cuda": 256}
+from kvcache.layout import rank_layout
 
 
 def decide(
@@ -75,45 +72,45 @@ def _decide(
     measured: KVChoice | None,
 ) -> Plan:
     """The Plan with weights in that format."""
-    dtype, dtype_reason = choose_dtype(settings.dtype, _weakest(targets))
-    step_tokens, max_sequences, step_reason = _step(settings, targets[0])
-    if weights_bytes is None:
-        weights_bytes = memory.weights_bytes(facts, dtype, weights, targets[0].cuda)
-    choice = choose_formats(settings.kv_format, measured)
-    layout = build_layout(facts.layers, memory.ELEMENT_BYTES[dtype], PAGE_TOKENS, choice.formats)
-    wishes = Wishes(settings, facts, layout, dtype, step_tokens, max_sequences, weights_bytes, weights)
-    chosen = choose_ranks(wishes, machine, targets)
-    draft = hosted.host_layers(chosen.draft, machine)
-    page_bytes, in_host = draft.page_bytes, draft.hosted.host_bytes if draft.hosted else 0
-    host_pages, host_reason = tiers.host_pages(settings, machine, targets[0], page_bytes, in_host)
+    prepared = prepare(settings, facts, machine, targets, weights, weights_reason, weights_bytes, measured)
+    return settle(prepared, machine)
+
+
+def settle(prepared: Prepared, machine: Machine) -> Plan:
+    """The Plan of a draft: its pool and context.
+
+    Raises OutOfMemoryError where it leaves no room for one.
+    """
+    draft, settings = prepared.draft, prepared.draft.wishes.settings
+    wishes, layout = draft.wishes, draft.wishes.layout
+    page_bytes = draft.page_bytes
     disk_bytes, cache_dir, disk_reason = tiers.disk(settings, page_bytes)
-    draft = with_host(draft, host_pages)
     check_fixed(draft, machine.memory.available)
     pages, pool_reason = choose_pool(draft)
     max_context, context_reason = choose_context(draft, pages)
-    threads, threads_reason = _threads(settings, machine, targets[0], len(draft.ranks))
+    threads, threads_reason = _threads(settings, machine, draft.ranks[0].target, len(draft.ranks))
+    before, after = prepared.reasons
     reasons = (
-        *chosen.reasons, dtype_reason, weights_reason, hosted.reason(draft), choice.reason, pool_reason, host_reason,
-        disk_reason, context_reason, step_reason, threads_reason,
+        *before, pool_reason, prepared.host_reason, disk_reason, context_reason, *after, threads_reason,
     )  # fmt: skip
     link = draft.team.link
     return Plan(
         model=settings.files.name,
-        architecture=facts.architecture,
-        dtype=dtype,
-        weight_format=weights,
-        kv_format=str(choice.formats),
+        architecture=wishes.facts.architecture,
+        dtype=wishes.dtype,
+        weight_format=wishes.weight_format,
+        kv_format=str(layout.formats),
         tensor_parallel=len(draft.ranks),
         pipeline_stages=1,
         ranks=_ranks(draft, machine, pages),
         max_context=max_context,
-        max_sequences=max_sequences,
-        step_tokens=step_tokens,
+        max_sequences=wishes.max_sequences,
+        step_tokens=wishes.step_tokens,
         page_tokens=layout.groups[0].page_tokens,
         page_bytes=page_bytes,
         pages=pages,
         token_bytes=_token_bytes(draft),
-        host_pages=host_pages,
+        host_pages=draft.host_pages,
         disk_bytes=disk_bytes,
         cache_dir=cache_dir,
         threads=threads,
@@ -153,11 +150,6 @@ def _token_bytes(draft: Draft) -> int:
     return sum(rank_layout(layout, rank.facts.layers).bytes_per_token for rank in draft.ranks)
 
 
-def _weakest(targets: Sequence[Target]) -> Target:
-    """The device whose types decide: one that does not multiply bfloat16 where there is one, else the first."""
-    return min(targets, key=lambda target: target.native_bfloat16)
-
-
 def _oldest(targets: Sequence[Target]) -> Target:
     """The device whose instructions decide about formats: the one with the lowest compute capability."""
     return min(targets, key=lambda target: target.capability or (0, 0))
@@ -191,23 +183,6 @@ def _check(settings: EngineSettings, facts: ModelFacts, machine: Machine) -> Non
             f"It may run on {machine.cpu.threads} logical processors.",
             f"Use --threads {machine.cpu.usable_cores}, one for each physical core.",
         )
-
-
-def _step(settings: EngineSettings, target: Target) -> tuple[int, int, str]:
-    """Token budget of a step, and the most sequences in it: each sequence needs room for one token."""
-    kind = "cuda" if target.cuda else "cpu"
-    tokens, sequences = settings.step_tokens, settings.max_sequences
-    if tokens is not None and sequences is not None and sequences > tokens:
-        raise SettingError(
-            f"--max-sequences {sequences} does not fit --step-tokens {tokens}.",
-            "Each sequence of a step needs at least one token of its budget.",
-            f"Use --step-tokens {sequences} or more, or fewer sequences.",
-        )
-    if tokens is None:
-        tokens = max(_STEP_TOKENS[kind], sequences or 0)
-    if sequences is None:
-        sequences = min(_MAX_SEQUENCES[kind], tokens)
-    return tokens, sequences, f"A step computes up to {tokens} tokens of up to {sequences} sequences."
 
 
 def _threads(settings: EngineSettings, machine: Machine, target: Target, ranks: int) -> tuple[int, str]:

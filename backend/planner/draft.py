@@ -10,10 +10,15 @@ from backend.planner import memory
 from backend.planner.links import Link
 from backend.planner.model_facts import ModelFacts
 from backend.planner.plan import HostedLayers
-from backend.planner.shares import Shares, of_rank
-from backend.planner.speed import token_seconds
+from backend.planner.shares import Shares, of_ranks
 from backend.planner.target import Target
+from backend.planner.timing.device_speed import DeviceSpeed, NumberKind
+from backend.planner.timing.prediction import answer_seconds
+from backend.planner.timing.work import RankWork, StageWork, Work
 from kvcache.layout import CacheLayout, rank_layout
+
+# What formats' weights are multiplied as; the others are widened.
+_NUMBERS: dict[str, NumberKind] = {"int8": "int8", "fp8": "fp8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,7 @@ class Wishes:
         layout: of the whole model's pages.
         weights: bytes of the whole model's, once loaded.
         weight_format: how they are stored.
+        outputs: whether the model's last layer is among these, so that a rank has logits and samples.
     """
 
     settings: EngineSettings
@@ -34,6 +40,7 @@ class Wishes:
     max_sequences: int
     weights: int
     weight_format: str = "model"
+    outputs: bool = True
 
     def pages_of(self, tokens: int) -> int:
         return memory.pages_of_context(self.layout, tokens, self.step_tokens)
@@ -44,14 +51,14 @@ class Team:
     """The devices of a draft, one a rank, and what joins them.
 
     Attributes:
-        speeds: GB/s of each device's memory.
+        speeds: each device's.
         weights: each rank's part of the work, relative.
         link: None for one rank, and between processes of a CPU.
         switched: whether the link is a switch that adds up itself.
     """
 
     targets: tuple[Target, ...]
-    speeds: tuple[float, ...]
+    speeds: tuple[DeviceSpeed, ...]
     weights: tuple[float, ...]
     link: Link | None = None
     switched: bool = False
@@ -115,10 +122,35 @@ class Draft:
 
     @property
     def seconds(self) -> float:
-        """Predicted from token to token of one answer."""
-        facts = [rank.facts for rank in self.ranks]
-        element = memory.ELEMENT_BYTES[self.wishes.dtype]
-        return token_seconds(facts, self.team.speeds, element, self.team.link, self.wishes.facts.hidden)
+        """Predicted from token to token of one typical answer, its part of the prompt's time included."""
+        return answer_seconds(self.work)
+
+    @property
+    def work(self) -> Work:
+        """What a step of it reads, multiplies and sends."""
+        wishes = self.wishes
+        element = memory.ELEMENT_BYTES[wishes.dtype]
+        copied = self.hosted.step_bytes // len(self.ranks) if self.hosted else 0
+        ranks = tuple(
+            RankWork(
+                rank.facts,
+                speed,
+                weight_bytes=wishes.weights * rank.facts.parameters // wishes.facts.parameters,
+                kv_bytes=rank_layout(wishes.layout, rank.facts.layers).bytes_per_token,
+                element=element,
+                hosted_bytes=copied,
+                host_rate=self.hosted.rate if self.hosted else 0.0,
+            )
+            for rank, speed in zip(self.ranks, self.team.speeds, strict=True)
+        )
+        whole = max((part.count for part in wishes.facts.experts), default=0)
+        return Work(
+            (StageWork(ranks, self.team.link),),
+            wishes.facts.hidden,
+            element=element,
+            number=_NUMBERS.get(wishes.weight_format, "bf16"),
+            experts=whole if self.shares.experts == "expert" else 0,
+        )
 
     def _rooms(self) -> list[tuple[int, int]]:
         """What each device has left, and its ranks' bytes of a page: ranks of a processor share one memory."""
@@ -129,7 +161,7 @@ class Draft:
 
 def draft(wishes: Wishes, team: Team, shares: Shares) -> Draft:
     """Raises ValueError where the model cannot be divided so."""
-    facts = [of_rank(wishes.facts, shares, rank) for rank in range(len(team.targets))]
+    facts = of_ranks(wishes.facts, shares)
     ranks = tuple(_rank(wishes, team, own, number) for number, own in enumerate(facts))
     return Draft(wishes, team, shares, ranks)
 
@@ -147,7 +179,8 @@ def with_host(plain: Draft, host_pages: int) -> Draft:
 
 def _rank(wishes: Wishes, team: Team, own: ModelFacts, number: int) -> RankDraft:
     target, several = team.targets[number], len(team.targets) > 1
-    tokens, sequences, cuda = wishes.step_tokens, wishes.max_sequences, target.cuda
+    tokens, cuda = wishes.step_tokens, target.cuda
+    sequences = wishes.max_sequences if wishes.outputs else 0
     terms: Sequence[tuple[str, int]] = (
         ("weights", wishes.weights * own.parameters // wishes.facts.parameters),
         (

@@ -45,9 +45,13 @@ class Link:
     note: str = ""
     switched: bool = False
 
-    def all_reduce_seconds(self, ranks: int, count: int) -> float:
-        """Time to add up `count` bytes over `ranks` ranks."""
+    def all_reduce_seconds(self, ranks: int, count: int, own_kernel: bool = False) -> float:
+        """Time to add up `count` bytes over `ranks` ranks; `own_kernel`: by an engine's own kernel where it is small."""
         return self.latency(ranks) + 2 * (ranks - 1) / ranks * count / (self.bus(ranks) * 1e9)
+
+    def send_seconds(self, count: int) -> float:
+        """Time to hand `count` bytes to one other."""
+        return self.latency(2) + count / (self.bus(2) * 1e9)
 
     def latency(self, ranks: int) -> float:
         """Seconds for a message of no size."""

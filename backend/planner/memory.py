@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from backend.planner.model_facts import ModelFacts
 from kvcache.layout import CacheLayout
 from kvcache.page_table import PageTable
@@ -85,12 +87,40 @@ def pages_of_context(layout: CacheLayout, tokens: int, step_tokens: int) -> int:
 
 
 def context_of_pages(layout: CacheLayout, pages: int, step_tokens: int, limit: int) -> int:
-    """The longest context up to `limit` that `pages` hold; 0 where they hold none."""
-    low, high = 0, limit
-    while low < high:
-        middle = (low + high + 1) // 2
-        if pages_of_context(layout, middle, step_tokens) <= pages:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    """The longest context up to `limit` that `pages` hold; 0 where they hold none.
+
+    A group takes a page for every `page_tokens` positions until it has the most it ever needs. Between the lengths at
+    which groups have that, `_longest` solves what the growing ones share.
+    """
+    sizes = [group.page_tokens for group in layout.groups]
+    most = [
+        PageTable(group.page_tokens, group.window, group.chunked).most_pages(limit, step_tokens)
+        for group in layout.groups
+    ]
+    growing = sorted(zip(sizes, most, strict=True), key=lambda group: group[0] * group[1])
+    settled = 0
+    while growing:
+        size, count = growing[0]
+        longest = _longest([one for one, _ in growing], pages - settled)
+        if longest < size * count:
+            return min(longest, limit)
+        settled += count
+        growing = growing[1:]
+    return limit
+
+
+def _longest(sizes: Sequence[int], pages: int) -> int:
+    """The most positions n for which the sum of ceil(n / size) is at most `pages`; sizes are powers of two.
+
+    Whole blocks of the largest size hold whole pages of the others; what is left of the budget after one more page of
+    the largest goes to the smaller ones, which it cannot fill to another such block.
+    """
+    length, left = 0, pages
+    for largest in sorted(set(sizes), reverse=True):
+        smaller = [size for size in sizes if size <= largest]
+        blocks, left = divmod(left, sum(largest // size for size in smaller))
+        length += blocks * largest
+        left -= smaller.count(largest)
+        if left < 0:
+            break
+    return max(0, length)

@@ -30,14 +30,22 @@ def check_fixed(draft: Draft, free_main: int) -> None:
     host = 0 if draft.cuda else draft.host_pages * draft.page_bytes
     if draft.left + host <= 0:
         terms = dict(draft.tightest.terms)
-        fixed = terms["weights"] + terms["libraries"] + terms.get("communication", 0)
-        term = "weights" if fixed >= draft.tightest.target.usable // _sharing(draft) else "activations"
+        term = "weights" if short_term(draft) == "weights" else "activations"
         _refuse(draft, term, _whole(draft, terms[term]), _smaller(draft))
     if draft.wishes.settings.host_cache:
         ranks = len(draft.ranks)
         layers = draft.hosted.host_bytes if draft.hosted else 0
         taken = ranks * memory.LIBRARIES_CPU + layers if draft.cuda else sum(rank.spent for rank in draft.ranks) - host
         tiers.check_host_memory(draft.wishes.settings.host_cache, free_main, taken)
+
+
+def short_term(draft: Draft) -> str:
+    """Which term is too large for the tightest device: the first that does not fit beside those before it."""
+    tight = draft.tightest
+    terms, usable = dict(tight.terms), tight.target.usable // _sharing(draft)
+    if terms["weights"] + terms["libraries"] + terms.get("communication", 0) >= usable:
+        return "weights"
+    return "activations" if tight.spent >= usable else "kv"
 
 
 def _smaller(draft: Draft) -> str:

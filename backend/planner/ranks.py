@@ -9,11 +9,12 @@ from backend.engine_settings import EngineSettings
 from backend.errors import SettingError
 from backend.hardware.machine import Machine
 from backend.planner.draft import Draft, Team, Wishes, draft
-from backend.planner.groups import best_group, group_link, speed, weights_of
+from backend.planner.groups import best_groups, group_link, speed, weights_of
 from backend.planner.model_facts import ModelFacts
 from backend.planner.pool import SHORTEST_CONTEXT, holds_context
 from backend.planner.shares import check_ranks, choose_experts, divisible, share_out
 from backend.planner.target import Target, choose_target, cpu_targets, gpu_targets
+from backend.planner.timing.device_speed import processor_speed
 from backend.planner.units import human_bytes
 
 # A context that a chat fits into. Fewer GPUs that hold less are not enough, where more hold it.
@@ -67,21 +68,23 @@ def choose_ranks(wishes: Wishes, machine: Machine, targets: Sequence[Target]) ->
     if asked is not None:
         check_ranks(facts, asked)
     if not targets[0].cuda:
-        return _on_cpu(wishes, machine, targets[0])
+        return on_cpu(wishes, machine, targets[0])
     among = sorted(int(target.device.removeprefix("cuda:")) for target in targets)
     sizes = [asked] if asked is not None else _sizes(settings, facts, len(among))
-    drafts = [_roomiest(wishes, machine, best_group(machine, among, size)) for size in sizes]
+    drafts = [roomiest(wishes, machine, group) for group in best_groups(machine, among, sizes)]
     chosen = _choose(drafts)
     _, experts_reason = choose_experts(settings.experts, facts, len(chosen.ranks))
     reasons = (_reason(chosen, drafts, machine, asked), *_faults(machine), experts_reason)
     return Choice(chosen, tuple(reason for reason in reasons if reason))
 
 
-def _on_cpu(wishes: Wishes, machine: Machine, cpu: Target) -> Choice:
+def on_cpu(wishes: Wishes, machine: Machine, cpu: Target) -> Choice:
+    """As many processes of the processor as --tp asks, else one."""
     ranks = wishes.settings.tensor_parallel or 1
     experts, reason = choose_experts(wishes.settings.experts, wishes.facts, ranks)
     parts = (1.0,) * ranks
-    team = Team(cpu_targets(cpu, ranks), parts, parts)
+    speeds = (processor_speed(machine.cpu, ranks=ranks),) * ranks
+    team = Team(cpu_targets(cpu, ranks), speeds, parts)
     shares = share_out(wishes.facts, parts, experts, even_memory=False)  # they share one memory
     divided = f"Each layer is divided over {ranks} processes, as --tp asks." if ranks > 1 else ""
     reasons = (cpu.reason, divided, *_faults(machine), reason)
@@ -95,7 +98,7 @@ def _sizes(settings: EngineSettings, facts: ModelFacts, most: int) -> list[int]:
     return [size for size in range(1, most + 1) if size <= min(facts.heads) and divisible(facts, size)]
 
 
-def _roomiest(wishes: Wishes, machine: Machine, group: tuple[int, ...]) -> Draft:
+def roomiest(wishes: Wishes, machine: Machine, group: tuple[int, ...]) -> Draft:
     """The draft whose parts follow the GPUs' speed, or as far their memory as the model and its context need it."""
     drafts: list[Draft] = []
     for one in _drafts(wishes, machine, group):

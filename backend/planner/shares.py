@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from backend.errors import SettingError
 from backend.parallel.division import MULTIPLE, ExpertDivision, HeadShare, divide, divide_heads
-from backend.planner.model_facts import ModelFacts
+from backend.planner.model_facts import Columns, ExpertColumns, ModelFacts
 
 # A slice of an expert narrower than a product's tile is computed as if it were a whole one.
 _NARROWEST_SLICE = 128
@@ -85,33 +85,72 @@ def of_rank(facts: ModelFacts, shares: Shares, rank: int) -> ModelFacts:
 
     Raises ValueError where something has fewer parts than there are ranks.
     """
-    heads = tuple(layer[rank] for layer in _heads(facts, shares.attention))
+    return of_ranks(facts, shares)[rank]
+
+
+def of_ranks(facts: ModelFacts, shares: Shares) -> tuple[ModelFacts, ...]:
+    """`of_rank` of every rank; ranks that have as much of everything are one value.
+
+    Raises ValueError where something has fewer parts than there are ranks.
+    """
+    ranks = range(len(shares.attention))
+    heads = _heads(facts, shares.attention)
+    columns = [divide(part.width, shares.mlp, MULTIPLE) for part in facts.columns]
+    experts = [_expert_units(part.count, part.width, shares) for part in facts.experts]
+    vocabulary = divide(facts.vocabulary, shares.mlp, MULTIPLE)
+    made: dict[tuple[object, ...], ModelFacts] = {}
+    found: list[ModelFacts] = []
+    for rank in ranks:
+        layers = [layer[rank] for layer in heads]
+        kept = _Kept(
+            tuple((len(share.heads), len(share.kv_heads)) for share in layers),
+            tuple(len(parts[rank]) for parts in columns),
+            tuple((len(parts[rank]), units) for parts, units in experts),
+            len(vocabulary[rank]),
+        )
+        key = (kept.heads, kept.columns, kept.experts, kept.vocabulary)
+        if key not in made:
+            made[key] = _narrowed(facts, kept, shares.experts)
+        found.append(made[key])
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """How much of everything a rank has: query and KV heads of each layer, columns, units of how many, rows."""
+
+    heads: tuple[tuple[int, int], ...]
+    columns: tuple[int, ...]
+    experts: tuple[tuple[int, int], ...]
+    vocabulary: int
+
+
+def _narrowed(facts: ModelFacts, kept: _Kept, division: ExpertDivision) -> ModelFacts:
     columns = tuple(
-        replace(part, width=len(kept), parameters=part.parameters * len(kept) // part.width)
-        for part in facts.columns
-        for kept in [divide(part.width, shares.mlp, MULTIPLE)[rank]]
+        replace(part, width=width, parameters=part.parameters * width // part.width)
+        for part, width in zip(facts.columns, kept.columns, strict=True)
     )
     experts = tuple(
-        replace(part, width=part.width * kept // units, parameters=part.parameters * kept // units)
-        if shares.experts == "tensor"
-        else replace(part, count=kept, parameters=part.parameters * kept // units)
-        for part in facts.experts
-        for kept, units in [_expert_units(part.count, part.width, shares, rank)]
+        replace(part, width=part.width * count // units, parameters=part.parameters * count // units)
+        if division == "tensor"
+        else replace(part, count=count, parameters=part.parameters * count // units)
+        for part, (count, units) in zip(facts.experts, kept.experts, strict=True)
     )
-    vocabulary = len(divide(facts.vocabulary, shares.mlp, MULTIPLE)[rank])
+    narrow = {
+        (layer, kv_heads): replace(layer, kv_heads=kv_heads)
+        for layer, (_, kv_heads) in set(zip(facts.layers, kept.heads, strict=True))
+    }
     narrowed = replace(
         facts,
-        layers=tuple(
-            replace(layer, kv_heads=len(share.kv_heads)) for layer, share in zip(facts.layers, heads, strict=True)
-        ),
-        heads=tuple(len(share.heads) for share in heads),
-        intermediate=_intermediate(facts, columns, experts, shares.experts),
-        query_parameters=tuple(_queries(facts, layer, share) for layer, share in enumerate(heads)),
-        key_parameters=tuple(_keys(facts, layer, share) for layer, share in enumerate(heads)),
+        layers=tuple(narrow[layer, kv_heads] for layer, (_, kv_heads) in zip(facts.layers, kept.heads, strict=True)),
+        heads=tuple(heads for heads, _ in kept.heads),
+        intermediate=_intermediate(facts, columns, experts),
+        query_parameters=tuple(_queries(facts, layer, heads) for layer, (heads, _) in enumerate(kept.heads)),
+        key_parameters=tuple(_keys(facts, layer, kv_heads) for layer, (_, kv_heads) in enumerate(kept.heads)),
         columns=columns,
         experts=experts,
-        vocabulary_parameters=facts.vocabulary_parameters * vocabulary // facts.vocabulary,
-        output_parameters=facts.output_parameters * vocabulary // facts.vocabulary,
+        vocabulary_parameters=facts.vocabulary_parameters * kept.vocabulary // facts.vocabulary,
+        output_parameters=facts.output_parameters * kept.vocabulary // facts.vocabulary,
     )
     lost = facts.parameters - facts.replicated_parameters - (narrowed.parameters - narrowed.replicated_parameters)
     return replace(narrowed, parameters=facts.parameters - lost)
@@ -176,36 +215,37 @@ def divisible(facts: ModelFacts, ranks: int) -> bool:
 
 def _heads(facts: ModelFacts, weights: Sequence[float]) -> list[tuple[HeadShare, ...]]:
     """Each layer's heads by rank. A latent layer keeps one latent for all its heads, so every rank keeps it."""
-    pairs = zip(facts.heads, facts.layers, strict=True)
-    return [divide_heads(heads, layer.kv_heads, weights) for heads, layer in pairs]
+    pairs = [(heads, layer.kv_heads) for heads, layer in zip(facts.heads, facts.layers, strict=True)]
+    divided = {pair: divide_heads(*pair, weights) for pair in set(pairs)}
+    return [divided[pair] for pair in pairs]
 
 
 def _attention(facts: ModelFacts, layer: int, share: HeadShare) -> int:
-    return _queries(facts, layer, share) + _keys(facts, layer, share)
+    return _queries(facts, layer, len(share.heads)) + _keys(facts, layer, len(share.kv_heads))
 
 
-def _queries(facts: ModelFacts, layer: int, share: HeadShare) -> int:
-    return _part(facts.query_parameters, layer, len(share.heads), facts.heads[layer])
+def _queries(facts: ModelFacts, layer: int, kept: int) -> int:
+    return _part(facts.query_parameters, layer, kept, facts.heads[layer])
 
 
-def _keys(facts: ModelFacts, layer: int, share: HeadShare) -> int:
-    return _part(facts.key_parameters, layer, len(share.kv_heads), facts.layers[layer].kv_heads)
+def _keys(facts: ModelFacts, layer: int, kept: int) -> int:
+    return _part(facts.key_parameters, layer, kept, facts.layers[layer].kv_heads)
 
 
 def _part(parameters: tuple[int, ...], layer: int, kept: int, units: int) -> int:
     return parameters[layer] * kept // units if parameters else 0
 
 
-def _expert_units(count: int, width: int, shares: Shares, rank: int) -> tuple[int, int]:
-    """What a rank keeps of how many: columns of each expert, or experts."""
+def _expert_units(count: int, width: int, shares: Shares) -> tuple[tuple[range, ...], int]:
+    """What every rank keeps of how many: columns of each expert, or experts."""
     if shares.experts == "expert":
-        return len(divide(count, shares.mlp)[rank]), count
-    return len(divide(width, shares.mlp, MULTIPLE)[rank]), width
+        return divide(count, shares.mlp), count
+    return divide(width, shares.mlp, MULTIPLE), width
 
 
-def _intermediate(facts: ModelFacts, columns: Sequence[object], experts: Sequence[object], division: str) -> int:
+def _intermediate(facts: ModelFacts, columns: Sequence[Columns], experts: Sequence[ExpertColumns]) -> int:
     """The widest MLP of a share: its part of the widest column block, or of what a token's experts have together."""
-    widths = [getattr(part, "width", 0) for part in columns]
+    widths = [part.width for part in columns]
     if experts:
-        widths.append(max(getattr(part, "width", 0) for part in experts) * max(1, facts.active_experts))
+        widths.append(max(part.width for part in experts) * max(1, facts.active_experts))
     return min(facts.intermediate, max(widths)) if widths else facts.intermediate

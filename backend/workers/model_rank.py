@@ -15,9 +15,9 @@ from backend.library.files import ModelFiles
 from backend.measured_rank import MeasuredRank
 from backend.memory_meter import held_on
 from backend.parallel.group import Group
-from backend.planner.decide import PAGE_TOKENS
 from backend.planner.model_facts import ModelFacts
 from backend.planner.plan import Plan
+from backend.planner.prepare import PAGE_TOKENS
 from backend.runner import Runner
 from backend.surgery.describe import describe
 from backend.surgery.load import read_config

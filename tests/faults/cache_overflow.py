@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from backend.planner.decide import PAGE_TOKENS
+from backend.planner.prepare import PAGE_TOKENS
 from tests.fakes.processes import running_server
 from tests.faults.cache_state import cache_statistics, conserved
 from tests.faults.chat_load import ChatLoad, Turn
