@@ -165,6 +165,10 @@ class ShardwiseApp(App[None]):
 
     @on(WizardScreen.Use)
     def _use_plan(self, event: WizardScreen.Use) -> None:
+        if self._connect is not None:
+            command = " ".join(("shardwise serve", event.model, *event.options))
+            self.notify(f"This window stays with {self._connect}. On this machine, run:\n{command}", markup=False)
+            return
         self._begin(event.model, event.options)
 
     @on(WizardScreen.Wished)

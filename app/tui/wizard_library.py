@@ -5,6 +5,7 @@ from __future__ import annotations
 from app.tui.dependencies import WizardOutside
 from app.tui.fit.offers import ModelOffer
 from backend.hardware.cluster import Cluster
+from backend.library.model_table import CatalogueModel
 from backend.planner.fit.ask import FitAsk
 from backend.planner.fit.known_model import KnownModel
 from backend.planner.fit.report import FitReport
@@ -26,18 +27,20 @@ def offers() -> tuple[ModelOffer, ...]:
     """
     from backend.library.catalogue import catalogue
     from backend.library.names import STARTER
-    from backend.library.popular import popular_models
+    from backend.library.model_table import catalogue as known_models
 
     here = [ModelOffer(each.name, None, each.bytes, "here", each.architecture) for each in catalogue()]
     starter = ModelOffer(STARTER, _STARTER_PARAMETERS, _DTYPE_BYTES * _STARTER_PARAMETERS, "starter")
-    known = {each.name: each for each in (starter, *map(_offer, popular_models()))}
+    known = {each.name: each for each in (starter, *map(offer_of, known_models()))}
     shown = [_described(each, known.pop(each.name, None)) for each in here]
     return (*shown, *known.values())
 
 
-def _offer(model: KnownModel) -> ModelOffer:
-    parameters = model.facts.parameters + model.other_parameters
-    return ModelOffer(model.name, parameters, _DTYPE_BYTES * parameters)
+def offer_of(model: CatalogueModel) -> ModelOffer:
+    """A row of the catalogue, with the size that it would have with 16 bits a parameter."""
+    parameters = model.parameters or model.known().facts.parameters
+    note = "" if model.packing == "model" else model.packing
+    return ModelOffer(model.id, parameters, _DTYPE_BYTES * parameters, note=note, also=" ".join((model.label, *model.aliases)))
 
 
 def _described(installed: ModelOffer, known: ModelOffer | None) -> ModelOffer:

@@ -10,11 +10,11 @@ from textual.pilot import Pilot
 from textual.screen import Screen
 
 from app.background import ServerRecord, StartedServer
-from app.tui.dependencies import Dependencies, ModelChoice, WizardOutside
+from app.tui.dependencies import Dependencies, ModelChoice
 from app.tui.screens.chat import ChatScreen
 from app.tui.widgets.prompt_input import PromptInput
 from backend.errors import ShardwiseError
-from tests.fakes.wizard import wizard_outside
+from tests.fakes.wizard import WizardWorld
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Outside:
     started_url: str = ""
     progress: tuple[tuple[int, int], ...] = ((40_000_000, 93_000_000), (93_000_000, 93_000_000))
     asked: list[str] = field(default_factory=list)
-    wizard: WizardOutside = field(default_factory=wizard_outside)
+    wizard: WizardWorld = field(default_factory=WizardWorld)
 
     def dependencies(self) -> Dependencies:
         return Dependencies(
@@ -41,7 +41,7 @@ class Outside:
             find=self._find,
             start=self._start,
             exports=self.folder,
-            wizard=self.wizard,
+            wizard=self.wizard.outside(),
         )
 
     def _fetch(self, model: str, report: Callable[[int, int], None]) -> None:

@@ -3,26 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from app.tui.dependencies import WizardOutside
 from app.tui.fit.offers import ModelOffer
+from app.tui.wizard_library import offer_of
+from backend.errors import ModelNotFoundError, ShardwiseError
 from backend.hardware.cluster import Cluster
+from backend.hardware.hardware_words import machine_words
 from backend.hardware.machine import Machine
-from tests.fakes import reports
+from backend.hardware.specification import parse_hardware
+from backend.library.model_table import catalogue, known_from_catalogue
+from backend.planner.fit.ask import FitAsk
+from backend.planner.fit.fit import fit
+from backend.planner.fit.known_model import KnownModel
+from backend.planner.fit.report import FitReport
 from tests.fakes.machines import cpu_machine
+from tests.fakes.models import dense
 
 
+# SmolLM2-135M-Instruct, as its config tells.
+STARTER = dense(30, 576, 9, 3, 1536, 49152, tied=True, size=64, max_positions=8192)
 
-def wizard_outside(machine: Callable[[], Machine] = cpu_machine) -> WizardOutside:
-    from backend.planner.fit.known_model import KnownModel
-    from tests.fakes.models import dense
-    import msgspec
-    def fit(known, cluster, ask):
-        good, bad = reports.plan(), reports.too_large()
-        r = reports.report(*( [good, reports.plan(tensor=1, weights="int8", speed=reports.speed()), reports.plan(runnable=False, blocked="it has stages"), bad]), ways_out=reports.WAYS)
-        return msgspec.structs.replace(r, ask=ask, model=known.name)
-    return WizardOutside(
-        hardware=lambda spec: Cluster((machine(),), spec, True),
-        offers=lambda: (ModelOffer("starter", 134_000_000, 268_000_000, "starter"), ModelOffer("org/other-8B", 8_030_000_000, 16_060_000_000)),
-        known=lambda name: KnownModel(name, dense(32, 4096, 32, 8, 14336, 128256), source="the catalogue"),
-        fit=fit)
+
+@dataclass
+class WizardWorld:
+    """What the fake outside answers, changed by tests; `asks` is what the planner was asked."""
+
+    machine: Callable[[], Machine] = cpu_machine
+    failures: dict[str, ShardwiseError] = field(default_factory=dict)
+    asks: list[FitAsk] = field(default_factory=list)
+    looked_up: list[str] = field(default_factory=list)
+
+    def outside(self) -> WizardOutside:
+        return WizardOutside(hardware=self._hardware, offers=self._offers, known=self._known, fit=self._fit)
+
+    def _hardware(self, spec: str) -> Cluster:
+        if spec != "local":
+            return parse_hardware(spec)
+        machine = self.machine()
+        return Cluster((machine,), machine_words(machine), local=True)
+
+    def _offers(self) -> tuple[ModelOffer, ...]:
+        return (ModelOffer("starter", 134_515_008, 269_030_016, "starter"), *map(offer_of, catalogue()))
+
+    def _known(self, name: str) -> KnownModel:
+        self.looked_up.append(name)
+        if name in self.failures:
+            raise self.failures[name]
+        known = KnownModel(name, STARTER, source="its files") if name == "starter" else known_from_catalogue(name)
+        if known is None:
+            raise ModelNotFoundError(f"No model is called {name!r}", "The hub has none.", "Check the name.")
+        return known
+
+    def _fit(self, model: KnownModel, cluster: Cluster, ask: FitAsk) -> FitReport:
+        self.asks.append(ask)
+        return fit(model, cluster, ask)

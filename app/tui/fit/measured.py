@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from app.tui.fit import words
 from app.tui.fit.memory_terms import ordered
 from backend.measured_rank import MeasuredRank
 from backend.planner.plan import Rank
@@ -33,3 +35,13 @@ def term_rows(planned: Rank, measured: MeasuredRank | None) -> list[TermRow]:
     rows = [TermRow(name, predicted.get(name), found.get(name)) for name in names]
     total = TermRow("in all", sum(predicted.values()), measured.total if measured else None)
     return [*rows, total]
+
+
+def summary(planned: Sequence[Rank], measured: Sequence[MeasuredRank]) -> str:
+    """All ranks' sums in one line; empty where nothing was measured."""
+    if not measured:
+        return ""
+    predicted = sum(term.bytes for rank in planned for term in rank.memory)
+    found = TermRow("", predicted, sum(rank.total for rank in measured))
+    change = "" if found.percent is None else f" ({found.percent:+.1f}%)"
+    return f"{words.memory(found.measured or 0)} measured, {words.memory(predicted)} predicted{change}"

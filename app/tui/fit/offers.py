@@ -21,7 +21,8 @@ class ModelOffer:
         parameters: None where only files are known.
         bytes: of its weights, with 16 bits a parameter or as they lie here; None where not known.
         place: "here", "starter" or "hub".
-        note: such as how its files store the weights.
+        note: how its files store the weights, or its architecture.
+        also: other names that it is found by.
     """
 
     name: str
@@ -29,12 +30,13 @@ class ModelOffer:
     bytes: int | None
     place: str = "hub"
     note: str = ""
+    also: str = ""
 
 
 def search(offers: Sequence[ModelOffer], text: str) -> list[ModelOffer]:
     """Those whose name has every word of `text`; an exact name first, else in the given order."""
     wanted = text.lower().split()
-    found = [offer for offer in offers if all(word in f"{offer.name} {offer.place}".lower() for word in wanted)]
+    found = [offer for offer in offers if all(word in f"{offer.name} {offer.place} {offer.also}".lower() for word in wanted)]
     return sorted(found, key=lambda offer: offer.name.lower() != text.strip().lower())
 
 

@@ -33,10 +33,10 @@ COLUMNS: tuple[Column, ...] = (
     Column("KV", lambda plan: plan.kv_format, 7, right=False),
     Column("context", lambda plan: words.tokens(plan.largest_context) if plan.largest_context else words.NONE, 9),
     Column("users", lambda plan: f"{plan.concurrency:,}" if plan.concurrency else words.NONE, 3),
-    Column("1st token", _speed(lambda plan: seconds(plan.speed.first_token.likely)), 2),  # type: ignore[union-attr]
+    Column("first", _speed(lambda plan: seconds(plan.speed.first_token.likely)), 2),  # type: ignore[union-attr]
     Column("token", _speed(lambda plan: seconds(plan.speed.token.likely)), 6),  # type: ignore[union-attr]
     Column("tok/s", _speed(lambda plan: rate(plan.speed.throughput.likely)), 5),  # type: ignore[union-attr]
-    Column("$/1M", lambda plan: words.dollars(plan.cost.per_million.likely) if plan.cost else words.NONE, 1),
+    Column("$/1M", lambda plan: words.dollars(plan.cost.per_million.likely) if plan.cost else words.NONE, 4),
     Column("runs", lambda plan: "yes" if plan.runnable else "no", 4, right=False),
 )
 

@@ -55,7 +55,10 @@ class Wishes:
     def with_option(self, option: str) -> Wishes | None:
         """The wishes after a way out, such as `--weights int8 --context 4096`; None where no control makes it."""
         wishes = self
-        words = [part for word in shlex.split(option) for part in word.split("=", 1)]
+        try:
+            words = [part for word in shlex.split(option) for part in _name_and_value(word)]
+        except ValueError:
+            return None
         if not words or len(words) % 2:
             return None
         for name, value in zip(words[::2], words[1::2], strict=True):
@@ -86,3 +89,8 @@ def contexts(longest: int) -> tuple[int, ...]:
     """The stops of the context slider: doublings from 1K, and the model's own length last."""
     stops = [stop for power in range(21) if _SHORTEST <= (stop := 1 << power) <= min(longest, _LONGEST)]
     return (*stops, longest) if not stops or stops[-1] < longest else tuple(stops)
+
+
+def _name_and_value(word: str) -> list[str]:
+    """`--name=value` as two words; a value may have equal signs of its own."""
+    return word.split("=", 1) if word.startswith("--") else [word]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from app.fit.words import seconds
+from app.fit.words import VERDICTS, seconds
 from backend.planner.fit.report import FitPlan, Interval, VerdictKind
 
 # A mark and a word for each verdict, so that neither colour nor glyph alone has to tell.
@@ -22,6 +22,11 @@ NONE = "–"
 
 def verdict(plan: FitPlan) -> str:
     return f"{MARKS[plan.verdict.kind]} {plan.verdict.kind}"
+
+
+def told(plan: FitPlan) -> str:
+    """The verdict as all faces tell it: `✓ fits with margin`."""
+    return f"{MARKS[plan.verdict.kind]} {VERDICTS[plan.verdict.kind]}"
 
 
 def layout(plan: FitPlan) -> str:

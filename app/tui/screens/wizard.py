@@ -53,13 +53,13 @@ class WizardScreen(Screen[None]):
             &.-machine MachinePanel { display: block; }
             &.-model ModelPanel { display: block; }
             &.-wishes { #asked { height: auto; } WishesPanel { display: block; } #answered { display: block; } }
-            &.-plans { #answered { display: block; } PlanTable { height: 8; } PlanDetails { display: block; } }
+            &.-plans { #answered { display: block; } PlanTable { height: auto; max-height: 9; } PlanDetails { display: block; } }
             PlanTable { margin: 1 0 0 0; }
         }
         &.-wide {
             StepBar { display: none; }
             #body { layout: horizontal; }
-            #asked { width: 42%; max-width: 66; }
+            #asked { width: 42%; max-width: 66; overflow-y: auto; }
             #answered { width: 1fr; }
             .pane { border: round $border; border-title-color: $text-primary; }
             .pane:focus-within { border: round $primary; }

@@ -30,7 +30,7 @@ class FitHeadline(Static):
         users = "1 user" if ask.users == 1 else f"{ask.users:,} users"
         self.update(
             Content.assemble(
-                (words.verdict(plan), f"bold {words.COLOURS[plan.verdict.kind]}"),
+                (words.told(plan), f"bold {words.COLOURS[plan.verdict.kind]}"),
                 (f" {clean_line(report.model, 60)}", "bold"),
                 f" on {clean_line(report.hardware, 60)}, {words.tokens(ask.context or 0)} context, {users}",
                 (f" · {count} of {len(report.plans)} plans fit", "$text-muted"),

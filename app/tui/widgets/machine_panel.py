@@ -24,7 +24,7 @@ class MachinePanel(Vertical):
         & > Horizontal > Input { width: 1fr; }
         & > .hint { color: $text-muted; height: auto; }
         & > .problem { color: $text-error; height: auto; display: none; }
-        & > VerticalScroll { height: 1fr; margin: 1 0 0 0; &:focus { background: $panel; } }
+        & > VerticalScroll { height: 1fr; margin: 1 0 0 0; scrollbar-size-vertical: 1; &:focus { background: $panel; } }
         & > VerticalScroll > Static { height: auto; text-wrap: nowrap; }
     }
     """

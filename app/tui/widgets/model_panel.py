@@ -33,7 +33,8 @@ class ModelPanel(Vertical):
     ModelPanel {
         & > .chosen { height: auto; max-height: 6; margin: 0 0 1 0; }
         & > .problem { height: auto; color: $text-error; display: none; margin: 0 0 1 0; }
-        & > OptionList { height: 1fr; border: none; padding: 0; background: transparent; overflow-x: hidden; }
+        & > OptionList { height: 1fr; border: none; padding: 0; background: transparent; overflow-x: hidden;
+            scrollbar-size-vertical: 1; }
     }
     """
 

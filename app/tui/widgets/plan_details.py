@@ -30,6 +30,7 @@ class PlanDetails(VerticalScroll):
     PlanDetails {
         height: 1fr;
         padding: 0 1;
+        scrollbar-size-vertical: 1;
         &:focus { background: $panel; }
         & > Static { height: auto; }
         & > .ways { color: $text-accent; display: none; }
@@ -96,7 +97,7 @@ def _way(way: WayOut) -> Content:
 
 def _verdict(plan: FitPlan) -> Content:
     lines = Content.assemble(
-        (words.verdict(plan), f"bold {words.COLOURS[plan.verdict.kind]}"), f"  {clean(plan.verdict.sentence)}"
+        (words.told(plan), f"bold {words.COLOURS[plan.verdict.kind]}"), f"  {clean(plan.verdict.sentence)}"
     )
     if plan.runnable:
         return lines

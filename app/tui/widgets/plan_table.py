@@ -44,7 +44,8 @@ class PlanTable(Vertical):
     PlanTable {
         height: 1fr;
         & > .head { height: 1; color: $text-muted; text-style: bold; padding: 0 0 0 2; text-wrap: nowrap; }
-        & > PlanList { height: 1fr; border: none; padding: 0; background: transparent; overflow-x: hidden; }
+        & > PlanList { height: auto; max-height: 100%; border: none; padding: 0; background: transparent;
+            overflow-x: hidden; scrollbar-size-vertical: 1; }
     }
     """
 

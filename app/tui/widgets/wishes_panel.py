@@ -46,7 +46,7 @@ class WishesPanel(Vertical):
 
     def compose(self) -> ComposeResult:
         wishes = self._wishes
-        yield Slider("goal", GOALS, GOALS.index(wishes.goal), id="goal", tooltip="What plans are ranked by")
+        yield Choice("goal", GOALS, wishes.goal, id="goal", tooltip="What plans are ranked by")
         yield Slider("context", ("",), id="context", tooltip="Tokens of one user's prompt and answer")
         yield Slider("users", ("",), id="users", tooltip="Users that are answered at the same time")
         yield Choice("engine", ENGINES, wishes.engine, id="engine", tooltip="Whose memory and speed are computed")
@@ -73,7 +73,7 @@ class WishesPanel(Vertical):
         wanted = min(wishes.context or _DEFAULT_CONTEXT, longest)
         self._contexts = tuple(sorted({*contexts(longest), wanted}))
         users = self._users = tuple(sorted({*USERS, wishes.users}))
-        self._slider("goal").set(GOALS, GOALS.index(wishes.goal))
+        self.query_one("#goal", Choice).set(wishes.goal)
         self._slider("context").set([words.tokens(stop) for stop in self._contexts], self._contexts.index(wanted))
         self._slider("users").set([f"{stop:,}" for stop in users], users.index(wishes.users))
         self.query_one("#engine", Choice).set(wishes.engine)
@@ -86,18 +86,15 @@ class WishesPanel(Vertical):
     @on(Slider.Changed)
     def _slid(self, event: Slider.Changed) -> None:
         event.stop()
-        match event.slider.id:
-            case "goal":
-                self._change(replace(self._wishes, goal=GOALS[event.index]))
-            case "context":
-                self._change(replace(self._wishes, context=self._contexts[event.index]))
-            case _:
-                self._change(replace(self._wishes, users=self._users[event.index]))
+        if event.slider.id == "context":
+            self._change(replace(self._wishes, context=self._contexts[event.index]))
+        else:
+            self._change(replace(self._wishes, users=self._users[event.index]))
 
     @on(Choice.Changed)
     def _chose(self, event: Choice.Changed) -> None:
         event.stop()
-        field = {"engine": "engine", "weights": "weights", "kv": "kv_format"}[event.choice.id or ""]
+        field = {"goal": "goal", "engine": "engine", "weights": "weights", "kv": "kv_format"}[event.choice.id or ""]
         self._change(replace(self._wishes, **{field: event.value}))  # type: ignore[arg-type]
 
     @on(Input.Changed)
