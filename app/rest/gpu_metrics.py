@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from backend.hardware.gpu import Gpu, GpuReading
-from backend.hardware.health import left_out
+from backend.hardware.health import ill
 
 _GAUGES: tuple[tuple[str, str, Callable[[Gpu], float | None]], ...] = (
     ("shardwise:gpu_throttled", "1 while heat or power slows a GPU down", lambda g: float(bool(g.health.throttled))),
@@ -41,7 +41,7 @@ def gpu_metrics(reading: GpuReading | None) -> Iterator[Metric]:
             counter.add_metric([str(gpu.index)], float(read_count(gpu)))
         yield counter
     failed = GaugeMetricFamily("shardwise:gpu_failed", "1 for a GPU that must not compute", labels=["gpu"])
-    faulty = {fault.index for fault in left_out(reading)}
+    faulty = {fault.index for fault in ill(reading)}
     for index in sorted(faulty | {gpu.index for gpu in reading.gpus}):
         failed.add_metric([str(index)], float(index in faulty))
     yield failed

@@ -13,8 +13,10 @@ import msgspec
 import pynvml
 
 from backend.hardware.ask_health import ask_health
+from backend.hardware.ask_holders import ask_holders
 from backend.hardware.ask_links import ask_links
-from backend.hardware.gpu import Gpu, GpuFault, GpuHolder, GpuReading
+from backend.hardware.ask_sharing import ask_instances, ask_mode, is_mig, is_virtual, mps_waits
+from backend.hardware.gpu import Gpu, GpuFault, GpuReading
 from backend.hardware.nvml_value import value_or
 
 # Bits of a transfer over a memory bus at each tick of its clock: NVML tells half of what sheets of data name.
@@ -67,6 +69,8 @@ def _fault(index: int, error: Any) -> GpuFault:
 
 def _gpu(handle: Any, index: int, driver: str, cuda: tuple[int, int]) -> Gpu:
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    holders = ask_holders(handle)
+    mig = is_mig(handle)
     major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
     return Gpu(
         index=index,
@@ -77,13 +81,18 @@ def _gpu(handle: Any, index: int, driver: str, cuda: tuple[int, int]) -> Gpu:
         capability=(int(major), int(minor)),
         driver=driver,
         cuda=cuda,
-        holders=_holders(handle),
+        holders=holders,
         bus_id=value_or("", lambda: _text(pynvml.nvmlDeviceGetPciInfo(handle).busId)),
         pcie_generation=value_or(0, lambda: int(pynvml.nvmlDeviceGetMaxPcieLinkGeneration(handle))),
         # The generation sinks while nothing is to do, the width does not: it is that of the slot.
         pcie_width=value_or(0, lambda: int(pynvml.nvmlDeviceGetCurrPcieLinkWidth(handle))),
         bandwidth=value_or(0.0, lambda: _bandwidth(handle)),
         health=ask_health(handle),
+        mode=ask_mode(handle),
+        mig=mig,
+        instances=ask_instances(handle) if mig else (),
+        mps=mps_waits() or any(holder.kind == "mps" for holder in holders),
+        virtual=is_virtual(handle),
     )
 
 
@@ -95,20 +104,6 @@ def _bandwidth(handle: Any) -> float:
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _holders(handle: Any) -> tuple[GpuHolder, ...]:
-    import psutil
-
-    holders: list[GpuHolder] = []
-    # Not every GPU and container lets one ask.
-    for process in value_or([], lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(handle)):
-        name = ""
-        with suppress(psutil.Error):
-            name = psutil.Process(process.pid).name()
-        held = process.usedGpuMemory
-        holders.append(GpuHolder(int(process.pid), name, None if held is None else int(held)))
-    return tuple(holders)
 
 
 if __name__ == "__main__":

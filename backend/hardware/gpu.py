@@ -8,14 +8,38 @@ from msgspec import Struct
 
 # The nearest point that two GPUs share: a switch of NVLinks, NVLinks of their own, or a level of PCIe.
 Way = Literal["nvswitch", "nvlink", "board", "switch", "switches", "host bridge", "node", "system", "unknown"]
+# Who may compute on a GPU: any number of programs, one at a time, or none.
+ComputeMode = Literal["default", "exclusive", "prohibited"]
+HolderKind = Literal["compute", "graphics", "mps"]
 
 
 class GpuHolder(Struct, frozen=True):
-    """A process that holds a GPU's memory; `name` is empty, `bytes` None where nobody tells."""
+    """A process that holds a GPU's memory; `name` is empty, `bytes` None where nobody tells.
+
+    `kind`: what it does there; "mps" is a client of NVIDIA's Multi-Process Service.
+    """
 
     pid: int
     name: str
     bytes: int | None
+    kind: HolderKind = "compute"
+
+
+class GpuInstance(Struct, frozen=True):
+    """A part of a GPU that is divided by MIG, with memory and processors of its own.
+
+    Attributes:
+        uuid: as CUDA_VISIBLE_DEVICES accepts it ("MIG-...").
+        name: the driver's, which ends in its size ("NVIDIA A100-SXM4-40GB MIG 3g.20gb").
+        total, free: bytes of its memory.
+        holders: processes that hold it.
+    """
+
+    uuid: str
+    name: str
+    total: int
+    free: int
+    holders: tuple[GpuHolder, ...] = ()
 
 
 class GpuHealth(Struct, frozen=True):
@@ -55,6 +79,11 @@ class Gpu(Struct, frozen=True):
         pcie_generation, pcie_width: of its slot; 0 where nobody tells.
         bandwidth: GB/s of its memory as built; 0 where nobody tells.
         health: how it is now.
+        mode: who may compute on it.
+        mig: whether MIG divides it: then programs see its `instances`, never the whole.
+        mps: whether NVIDIA's Multi-Process Service runs programs on it.
+        virtual: whether it is a part of a GPU that a hypervisor shares out (vGPU).
+        parent: of an instance that stands for a GPU here, the uuid of the GPU that is divided; else empty.
     """
 
     index: int
@@ -72,6 +101,19 @@ class Gpu(Struct, frozen=True):
     pcie_width: int = 0
     bandwidth: float = 0.0
     health: GpuHealth = GpuHealth()
+    mode: ComputeMode = "default"
+    mig: bool = False
+    instances: tuple[GpuInstance, ...] = ()
+    mps: bool = False
+    virtual: bool = False
+    parent: str = ""
+
+    @property
+    def hidden(self) -> int:
+        """Bytes that are taken by nobody who is named; 0 where a holder does not tell how much it has."""
+        if any(holder.bytes is None for holder in self.holders):
+            return 0
+        return max(0, self.total - self.free - sum(holder.bytes or 0 for holder in self.holders))
 
 
 class GpuLink(Struct, frozen=True):
@@ -92,11 +134,12 @@ class GpuLink(Struct, frozen=True):
 
 
 class GpuFault(Struct, frozen=True):
-    """A GPU that is there and cannot be used: which, and why, as a sentence."""
+    """A GPU that is there and cannot be used: which, why, as a sentence, and what to do; empty where nobody knows."""
 
     index: int
     uuid: str
     what: str
+    fix: str = ""
 
 
 class GpuReading(Struct, frozen=True):

@@ -15,7 +15,7 @@ import structlog
 
 from backend.hardware.gpu import GpuReading
 from backend.hardware.gpu_report import GpuReport, Xid
-from backend.hardware.health import left_out, warnings_of
+from backend.hardware.health import ill, warnings_of
 from backend.hardware.nvml import driver_installed, environment, program
 
 PERIOD = 10.0  # seconds between two looks
@@ -159,7 +159,7 @@ def _findings(reading: GpuReading) -> Iterator[tuple[tuple[str, str], str]]:
     """What is to be said of a reading, by GPU and kind."""
     if reading.problem:
         yield ("driver", "problem"), reading.problem
-    for fault in left_out(reading):
+    for fault in ill(reading):
         yield (str(fault.index), "fault"), f"{fault.what} The next start of the engine leaves it out."
     for gpu in reading.gpus:
         for kind, sentence in warnings_of(gpu).items():

@@ -1,8 +1,8 @@
-"""What a GPU's health means: which GPUs are left out, and which only warned of. Pure."""
+"""What a GPU's health and settings mean: which GPUs are left out, and which only warned of. Pure."""
 
 from __future__ import annotations
 
-from backend.hardware.gpu import Gpu, GpuFault, GpuReading
+from backend.hardware.gpu import Gpu, GpuFault, GpuInstance, GpuReading
 
 
 def fault_of(gpu: Gpu) -> GpuFault | None:
@@ -21,10 +21,54 @@ def fault_of(gpu: Gpu) -> GpuFault | None:
     return GpuFault(gpu.index, gpu.uuid, what)
 
 
-def left_out(reading: GpuReading) -> tuple[GpuFault, ...]:
-    """All GPUs of a reading that must not compute, in their order."""
+def barred_of(gpu: Gpu) -> GpuFault | None:
+    """Why this healthy GPU cannot be planned for as a whole: a setting of the driver; None where it can."""
+    name = f"GPU {gpu.index} ({gpu.name})"
+    if gpu.mode == "prohibited":
+        return GpuFault(
+            gpu.index,
+            gpu.uuid,
+            f"{name} lets no program compute (its compute mode is prohibited).",
+            f"Allow it: sudo nvidia-smi -i {gpu.index} -c DEFAULT",
+        )
+    if gpu.mig:
+        return GpuFault(gpu.index, gpu.uuid, *_divided(gpu, name))
+    return None
+
+
+def _divided(gpu: Gpu, name: str) -> tuple[str, str]:
+    """Of a GPU that MIG divides: what, and the fix."""
+    whole = f"sudo nvidia-smi -i {gpu.index} -mig 0"
+    if not gpu.instances:
+        return (
+            f"{name} is in MIG mode and has no instance that programs could use.",
+            f"Make it whole: {whole} (or create instances: nvidia-smi mig -cgi)",
+        )
+    parts = ", ".join(f"{instance_size(part)} ({part.uuid})" for part in gpu.instances)
+    freest = max(gpu.instances, key=lambda part: part.free)
+    return (
+        f"{name} is divided by MIG, so programs never see the whole of it; its instances are {parts}.",
+        f"Serve on one of them: CUDA_VISIBLE_DEVICES={freest.uuid}, or make the GPU whole: {whole}",
+    )
+
+
+def instance_size(instance: GpuInstance) -> str:
+    """The "3g.20gb" of "NVIDIA A100-SXM4-40GB MIG 3g.20gb"."""
+    return instance.name.rpartition("MIG ")[2]
+
+
+def ill(reading: GpuReading) -> tuple[GpuFault, ...]:
+    """All GPUs of a reading that are broken or lost, in their order."""
     found = [fault for gpu in reading.gpus if (fault := fault_of(gpu)) is not None]
     return tuple(sorted((*reading.faults, *found), key=lambda fault: fault.index))
+
+
+def left_out(reading: GpuReading) -> tuple[GpuFault, ...]:
+    """These, and those that settings bar from being planned for."""
+    faults = ill(reading)
+    known = {fault.index for fault in faults}
+    barred = [barred_of(gpu) for gpu in reading.gpus if gpu.index not in known]
+    return tuple(sorted((*faults, *(fault for fault in barred if fault)), key=lambda fault: fault.index))
 
 
 def warnings_of(gpu: Gpu) -> dict[str, str]:

@@ -13,6 +13,7 @@ from backend.hardware.cpu import Cpu, read_cpu
 from backend.hardware.gpu import Gpu, GpuFault, GpuLink
 from backend.hardware.health import left_out
 from backend.hardware.memory import Memory, read_memory
+from backend.hardware.mps_limit import limited_by_mps
 from backend.hardware.nvml import read_gpus
 from backend.hardware.peer import PeerPath
 from backend.hardware.peer_store import default_peer_store
@@ -29,6 +30,7 @@ class Machine(Struct, frozen=True):
         links: what the driver says of the ways between GPUs, by their indices.
         left_out: GPUs that are there and must not compute.
         peers: what a probe found of GPUs writing to each other, by their uuids; empty where none ran.
+        pod: whether this process runs in a Kubernetes pod.
     """
 
     cpu: Cpu
@@ -38,6 +40,7 @@ class Machine(Struct, frozen=True):
     links: tuple[GpuLink, ...] = ()
     left_out: tuple[GpuFault, ...] = ()
     peers: tuple[PeerPath, ...] = ()
+    pod: bool = False
 
     def link(self, first: int, second: int) -> GpuLink | None:
         """The way between the GPUs of two indices, if the driver was asked."""
@@ -60,7 +63,9 @@ def read_machine(root: Path = Path("/")) -> Machine:
     faults = left_out(reading)
     lost = {fault.index for fault in faults}
     shown = visible(reading.gpus, names, faults)
-    gpus = tuple(_with_node(gpu, root) for gpu in shown if gpu.index not in lost)
+    # An instance computes although the GPU that it is part of does not.
+    gpus = tuple(_with_node(gpu, root) for gpu in shown if gpu.parent or gpu.index not in lost)
+    gpus = limited_by_mps(gpus, os.environ.get("CUDA_MPS_PINNED_DEVICE_MEM_LIMIT", ""))
     return Machine(
         cpu=read_cpu(limits.cpus, root),
         memory=read_memory(limits),
@@ -69,6 +74,7 @@ def read_machine(root: Path = Path("/")) -> Machine:
         links=reading.links,
         left_out=tuple(fault for fault in faults if names is None or _among(fault, names)),
         peers=default_peer_store().read(gpus) or (),
+        pod="KUBERNETES_SERVICE_HOST" in os.environ,
     )
 
 
@@ -76,9 +82,12 @@ def visible(gpus: tuple[Gpu, ...], names: str | None, faults: tuple[GpuFault, ..
     """Those that CUDA_VISIBLE_DEVICES names (indices, or uuids and their beginnings); None names all.
 
     As in CUDA, the list ends at the first name that is no GPU's; one of `faults`, which no longer is one, is passed by.
+    An instance of a GPU that MIG divides stands for a GPU, alone: CUDA shows a process no more than one.
     """
     if names is None:
         return gpus
+    if names.strip().startswith("MIG-"):
+        return _instances(gpus, names.split(",")[0].strip())
     chosen: list[Gpu] = []
     for name in (part.strip() for part in names.split(",")):
         found = [gpu for gpu in gpus if _named(gpu, name)]
@@ -88,6 +97,29 @@ def visible(gpus: tuple[Gpu, ...], names: str | None, faults: tuple[GpuFault, ..
             break
         chosen.append(found[0])
     return tuple(chosen)
+
+
+def _instances(gpus: tuple[Gpu, ...], name: str) -> tuple[Gpu, ...]:
+    """The instance of this uuid, as a GPU with its share of the memory and of the way to it; none if there is none."""
+    for gpu in gpus:
+        for part in gpu.instances:
+            if part.uuid == name:
+                share = part.total / gpu.total
+                return (
+                    replace(
+                        gpu,
+                        uuid=part.uuid,
+                        name=part.name,
+                        total=part.total,
+                        free=part.free,
+                        holders=part.holders,
+                        bandwidth=gpu.bandwidth * share,
+                        mig=False,
+                        instances=(),
+                        parent=gpu.uuid,
+                    ),
+                )
+    return ()
 
 
 def _named(gpu: Gpu | GpuFault, name: str) -> bool:

@@ -1,12 +1,6 @@
-"""Link: the way between GPUs that work together, and what adding up numbers over it takes. Pure, no torch.
+"""Link: the way between GPUs that work together, by what a probe or the driver tells. Pure, no torch.
 
-An all-reduce of n ranks takes `alpha(n) + 2 (n - 1) / n * bytes / bandwidth`, in rings. The figures were measured with
-NCCL on one machine (aiconfigurator's tables at 095f58a5): small messages take 6.2, 9.5 and 15.6 us on 2, 4 and 8 H100,
-10, 14 and 22 on A100, 9.5, 15 and 25 on B200, and over PCIe 7, 12 and 23 on L40S, 6.3, 13 and 25 on RTX PRO 6000.
-Large ones move at 319 to 445 GB/s on H100 (450 each way), 193 to 222 on A100 (300), 535 to 703 on B200 (900); at 20,
-5.2 and 1.4 GB/s on L40S over PCIe 4 (31.5), 38.6, 26 and 25 over PCIe 5 (63). Copies that go through main memory,
-because the driver lets no GPU write to another, take 15 us and move at 11.3 of PCIe 4's 31.5 GB/s (club-3090 at
-4a29ab57).
+What adding up over it takes is `all_reduce`'s, from what was measured on links alike.
 """
 
 from __future__ import annotations
@@ -17,12 +11,12 @@ from dataclasses import dataclass, replace
 from backend.hardware.gpu import Gpu
 from backend.hardware.machine import Machine
 from backend.hardware.peer import PeerPath
+from backend.planner.all_reduce import Kind, all_reduce_seconds
 
 # GB/s of one PCIe lane by generation, after encoding.
 _LANE = {1: 0.25, 2: 0.5, 3: 0.985, 4: 1.969, 5: 3.938, 6: 7.563}
 # Where the driver does not tell: the oldest that still serves.
 _UNKNOWN_PCIE = 15.75
-_MICROSECOND = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,34 +32,20 @@ class Link:
         switched: whether all pairs meet in one switch of NVLinks.
     """
 
-    kind: str
+    kind: Kind
     bandwidth: float
     near: bool
     name: str
     note: str = ""
     switched: bool = False
 
-    def all_reduce_seconds(self, ranks: int, count: int, own_kernel: bool = False) -> float:
-        """Time to add up `count` bytes over `ranks` ranks; `own_kernel`: by an engine's own kernel where it is small."""
-        return self.latency(ranks) + 2 * (ranks - 1) / ranks * count / (self.bus(ranks) * 1e9)
+    def all_reduce_seconds(self, ranks: int, count: float, own_kernel: bool = False) -> float:
+        """Time to add up `count` bytes over `ranks` ranks; an engine's own kernel may, where it is faster."""
+        return all_reduce_seconds(self.kind, self.bandwidth, self.near, ranks, count, own_kernel)
 
-    def send_seconds(self, count: int) -> float:
-        """Time to hand `count` bytes to one other."""
-        return self.latency(2) + count / (self.bus(2) * 1e9)
-
-    def latency(self, ranks: int) -> float:
-        """Seconds for a message of no size."""
-        fixed, each = {"nvlink": (6.0, 2.0), "pcie": (1.0, 3.0), "host": (15.0, 3.0)}[self.kind]
-        return (fixed + each * ranks) * _MICROSECOND
-
-    def bus(self, ranks: int) -> float:
-        """GB/s that a ring of so many ranks reaches."""
-        if self.kind == "nvlink":
-            return 0.7 * self.bandwidth
-        pair = 0.6 if self.kind == "pcie" else 0.36
-        if ranks == 2:
-            return pair * self.bandwidth
-        return (0.4 if self.near and self.kind == "pcie" else 0.16) * self.bandwidth
+    def send_seconds(self, count: float) -> float:
+        """Time to hand `count` bytes to one other: what a ring of two moves to add them up."""
+        return self.all_reduce_seconds(2, count)
 
     @property
     def rank(self) -> tuple[bool, bool, bool, float]:

@@ -80,7 +80,14 @@ def _asked(name: str) -> str:
 
 
 def _serves(name: str, target: Target) -> bool:
-    return target.capability is None or target.capability >= _LEAST.get(name, (0, 0))
+    return serves(name, target.capability)
+
+
+def serves(name: str, capability: tuple[int, int] | None) -> bool:
+    """Whether a device multiplies a format's numbers; the capability of a processor is None."""
+    if capability is None:
+        return name != "fp8"
+    return capability >= _LEAST.get(name, (0, 0))
 
 
 def _why(name: str) -> str:

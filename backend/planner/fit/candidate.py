@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from dataclasses import replace as changed
 
 from msgspec.structs import replace
 
@@ -19,6 +20,8 @@ from backend.planner.ranks import USEFUL_CONTEXT
 
 # What an engine computes in a step unless it is asked for more.
 _USUAL_SEQUENCES = {True: 256, False: 64}
+# What a processor's pool gets of what the asked contexts need: enough to be called roomy.
+_SPARE = 1.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,43 +68,51 @@ class Candidate:
         return sum(replica.concurrency(tokens) for replica in self.replicas)
 
 
-def candidate(asked: Question, shape: Shape, weights: str, kv_format: str, hosted: bool = False) -> Candidate | None:
-    """The shape in these formats; None where the model, its devices or main memory do not allow it.
+def variants(asked: Question, shape: Shape, weights: str, kv_format: str, hosted: bool = False) -> Iterator[Candidate]:
+    """The shape in these formats, with the plain settings and then with others that make more room for contexts.
 
-    Where settings of their own hold the asked context and users and the plain ones do not (unequal GPUs, layers in
-    host memory, a processor), these are taken.
+    Parts of unequal GPUs, layers in host memory and a processor's pool follow the context that `serve` is asked for. So
+    where the plain settings do not do, longer ones are asked for: a ladder that all asks share, so that fewer users
+    find every plan that more of them do. Nothing where the model, its devices or main memory do not allow it.
     """
-    found: Candidate | None = None
-    for settings in _settings(asked, shape, weights, kv_format, hosted):
-        try:
-            replicas = _replicas(asked, shape, settings, weights)
-        except (SettingError, OutOfMemoryError, ValueError):
-            continue
-        made = Candidate(shape, weights, kv_format, hosted, settings, replicas)
-        if _boots(made) and holds(asked, made):
-            return made
-        found = found or made
-    return found
+    plain = _settings(asked, shape, weights, kv_format, hosted)
+    first = _made(asked, shape, weights, kv_format, hosted, plain)
+    if first is None:
+        return
+    yield first
+    cuda = bool(shape.seats[0][0].gpus)
+    others: Iterator[EngineSettings] = iter(())
+    if not cuda:
+        others = _pools(asked, first)
+    elif hosted or not _equal(asked, shape):
+        others = (replace(plain, max_context=context) for context in _ladder(asked))
+    for settings in others:
+        made = _made(asked, shape, weights, kv_format, hosted, settings)
+        if made is not None:
+            yield made
 
 
-def holds(asked: Question, made: Candidate) -> bool:
-    """Whether every replica's pool has room for its users' contexts."""
-    users = asked.users(made.shape.replicas)
-    return all(replica.concurrency(asked.context) >= users for replica in made.replicas)
-
-
-def plain_settings(asked: Question, cuda: bool) -> EngineSettings:
+def plain_settings(asked: Question, cuda: bool, users: int) -> EngineSettings:
     """Those of `serve` by itself, with room for as many sequences in a step as users were asked for."""
     files = ModelFiles(name=asked.model.name, format="safetensors", weights=(), folder="", bytes=0)
-    users = asked.ask.users
     return EngineSettings(files=files, max_sequences=users if users > _USUAL_SEQUENCES[cuda] else None)
 
 
-def _settings(asked: Question, shape: Shape, weights: str, kv_format: str, hosted: bool) -> Iterator[EngineSettings]:
+def _made(
+    asked: Question, shape: Shape, weights: str, kv_format: str, hosted: bool, settings: EngineSettings
+) -> Candidate | None:
+    try:
+        replicas = _replicas(asked, shape, settings, weights)
+    except (SettingError, OutOfMemoryError, ValueError):
+        return None
+    return Candidate(shape, weights, kv_format, hosted, settings, replicas)
+
+
+def _settings(asked: Question, shape: Shape, weights: str, kv_format: str, hosted: bool) -> EngineSettings:
     seat = shape.seats[0][0]
     cuda, machine = bool(seat.gpus), asked.cluster.machines[seat.machine]
-    plain = replace(
-        plain_settings(asked, cuda),
+    return replace(
+        plain_settings(asked, cuda, asked.users(shape.replicas)),
         device="auto" if cuda or not machine.gpus else "cpu",
         tensor_parallel=shape.tensor if cuda else None,
         experts=shape.experts,
@@ -109,22 +120,34 @@ def _settings(asked: Question, shape: Shape, weights: str, kv_format: str, hoste
         kv_format=kv_format,
         host_weights=None if hosted else 0,
     )
-    yield plain
-    if cuda and not hosted and _equal(asked, shape):
-        return
-    most, users = asked.model.facts.max_positions, asked.users(shape.replicas)
-    for context in sorted({asked.context, min(most, asked.context * users)}):
-        if context > USEFUL_CONTEXT or not cuda:
-            yield replace(plain, max_context=context)
+
+
+def _ladder(asked: Question) -> Iterator[int]:
+    """Contexts from the asked one on, by powers of two."""
+    most, context = asked.model.facts.max_positions, 2 * USEFUL_CONTEXT
+    while context < most:
+        if context >= asked.context:
+            yield context
+        context *= 2
+    yield most
+
+
+def _pools(asked: Question, first: Candidate) -> Iterator[EngineSettings]:
+    """A processor's pool with room for what was asked, and some to spare where there is memory for it."""
+    replica = first.replicas[0]
+    draft = replica.first
+    needed = replica.pages_of(asked.context) * asked.users(first.shape.replicas) * draft.page_bytes
+    if draft.left >= needed:
+        yield replace(first.settings, kv_pool=min(draft.left, int(needed * _SPARE)))
 
 
 def _equal(asked: Question, shape: Shape) -> bool:
     """Whether all GPUs of each seat are, so that parts do not depend on the context."""
-    for seats in shape.seats:
-        for seat in seats:
-            gpus = [asked.cluster.machines[seat.machine].gpus[number] for number in seat.gpus]
-            if len({(gpu.free, gpu.bandwidth) for gpu in gpus}) > 1:
-                return False
+    machines = asked.cluster.machines
+    for seat in (seat for seats in shape.seats for seat in seats):
+        gpus = [machines[seat.machine].gpus[number] for number in seat.gpus]
+        if len({(gpu.free, gpu.bandwidth) for gpu in gpus}) > 1:
+            return False
     return True
 
 
@@ -139,9 +162,6 @@ def _replicas(asked: Question, shape: Shape, settings: EngineSettings, weights: 
         key = tuple(alike(machines[seat.machine], seat) for seat in seats)
         if key not in made:
             made[key] = planned(settings, asked.model, asked.cluster, seats, weights, users)
-        found.append(made[key])
+        # What differs is only where it lies.
+        found.append(changed(made[key], seats=tuple(seats)))
     return tuple(found)
-
-
-def _boots(made: Candidate) -> bool:
-    return all(replica.refused is None for replica in made.replicas)

@@ -40,8 +40,13 @@ def verdict(asked: Question, made: Candidate) -> Verdict:
     """Of the replica that is worst off."""
     order: list[VerdictKind] = ["roomy", "fits", "fragile", "too large"]
     users = asked.users(made.shape.replicas)
-    judged = [_of_replica(asked, replica, users) for replica in dict.fromkeys(made.replicas)]
+    judged = [_of_replica(asked, replica, users) for replica in _unlike(made)]
     return max(judged, key=lambda one: order.index(one.kind))
+
+
+def _unlike(made: Candidate) -> list[Replica]:
+    """Replicas whose devices are alike share their drafts."""
+    return list({id(replica.drafts): replica for replica in made.replicas}.values())
 
 
 def _of_replica(asked: Question, replica: Replica, users: int) -> Verdict:
@@ -98,9 +103,9 @@ def _too_large(replica: Replica, least: int) -> Verdict:
     others = sum(count for name, count in rank.terms if name != term)
     available = max(0, rank.target.usable // sharing - others)
     sentence = (
-        f"{rank.target.label} has {human_bytes(rank.target.usable)} to use; beside {human_bytes(others)} for "
-        f"{_names([name for name in terms if name != term])}, the {_called(term)} would need {human_bytes(needed)}, and "
-        f"{human_bytes(available)} are left for {'them' if term != 'kv' else 'it'}."
+        f"{rank.target.label} has {human_bytes(rank.target.usable)} to use; the {_called(term)} need "
+        f"{human_bytes(needed)}, and beside {_names([name for name in terms if name != term])} "
+        f"{human_bytes(available)} are left for them."
     )
     return Verdict("too large", term, needed, available, sentence)
 
@@ -132,7 +137,7 @@ def _contexts(count: int, context: int) -> str:
 
 
 def _called(term: str) -> str:
-    return "shortest useful context" if term == "kv" else term
+    return "keys and values of the shortest useful context" if term == "kv" else term
 
 
 def _names(terms: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Pace: what an engine adds to a step beside reading, multiplying and sending: starting kernels, scheduling, sampling."""
+"""Pace: what an engine adds to a step beside reading, multiplying and sending: starting kernels, scheduling."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def step_overhead(work: Work, load: Load, engine: str) -> StepTime:
 
 
 def _phases(work: Work, rank: RankWork, load: Load, ranks: int, outlook: Outlook) -> Iterator[tuple[float, float]]:
-    """Seconds of reading and of multiplying, one of which is 0: attention's linears, its pages, MLPs, and the output."""
+    """Seconds of reading and of multiplying, one of which is 0: attention's linears, its pages, MLPs, output."""
     share, reached = rank.share, efficiency(rank.device, work.number, outlook)
     stored = _stored(rank)
     attention = share.attention_parameters + share.replicated_parameters

@@ -98,7 +98,52 @@ def nvmlDeviceGetCudaComputeCapability(gpu: dict[str, Any]) -> list[int]:  # noq
 
 
 def nvmlDeviceGetComputeRunningProcesses(gpu: dict[str, Any]) -> list[Any]:  # noqa: N802
-    return [SimpleNamespace(pid=pid, usedGpuMemory=held) for pid, held in _field(gpu, "processes")]
+    return _processes(gpu, "processes")
+
+
+def nvmlDeviceGetGraphicsRunningProcesses(gpu: dict[str, Any]) -> list[Any]:  # noqa: N802
+    return _processes(gpu, "graphics")
+
+
+def nvmlDeviceGetMPSComputeRunningProcesses(gpu: dict[str, Any]) -> list[Any]:  # noqa: N802
+    return _processes(gpu, "mps_processes")
+
+
+def _processes(gpu: dict[str, Any], kind: str) -> list[Any]:
+    """Each a process's id and MiB, or null where this GPU does not tell."""
+    return [
+        SimpleNamespace(pid=pid, usedGpuMemory=None if mib is None else mib << 20) for pid, mib in _field(gpu, kind)
+    ]
+
+
+def nvmlSystemGetProcessName(pid: int) -> str:  # noqa: N802
+    names = _state.get("names", {})
+    if str(pid) not in names:
+        raise _error("NOT_FOUND")
+    return names[str(pid)]
+
+
+def nvmlDeviceGetComputeMode(gpu: dict[str, Any]) -> int:  # noqa: N802
+    return _field(gpu, "compute_mode")
+
+
+def nvmlDeviceGetVirtualizationMode(gpu: dict[str, Any]) -> int:  # noqa: N802
+    return _field(gpu, "virtualization")
+
+
+def nvmlDeviceGetMigMode(gpu: dict[str, Any]) -> list[int]:  # noqa: N802
+    return _field(gpu, "mig")
+
+
+def nvmlDeviceGetMaxMigDeviceCount(gpu: dict[str, Any]) -> int:  # noqa: N802
+    _field(gpu, "mig")
+    return 7
+
+
+def nvmlDeviceGetMigDeviceHandleByIndex(gpu: dict[str, Any], index: int) -> dict[str, Any]:  # noqa: N802
+    if index >= len(_field(gpu, "instances")):
+        raise _error("NOT_FOUND")
+    return gpu["instances"][index]
 
 
 def nvmlDeviceGetPciInfo(gpu: dict[str, Any]) -> Any:  # noqa: N802

@@ -1,0 +1,29 @@
+"""notes: sentences about a whole report: what is estimated, what was left out. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from backend.planner.fit.candidate import Question
+from backend.planner.units import human_bytes
+
+
+def notes(asked: Question) -> tuple[str, ...]:
+    """In the order in which they matter."""
+    return tuple(_notes(asked))
+
+
+def _notes(asked: Question) -> Iterator[str]:
+    model, cluster = asked.model, asked.cluster
+    if model.unserved:
+        yield f"This version does not serve the model: {model.unserved}"
+    if not model.exact:
+        yield "Weights follow from the model's dimensions, not from headers of its files: within 1% for most models."
+    if model.other_parameters:
+        size = human_bytes(2 * model.other_parameters)
+        yield f"Its encoders of images or sound ({size}) are not loaded: only its text model is served."
+    for number, machine in enumerate(cluster.machines):
+        where = f" on machine {number + 1}" if len(cluster.machines) > 1 else ""
+        yield from (f"Left out{where}: {fault.what}" for fault in machine.left_out)
+        if machine.gpu_problem:
+            yield f"The GPUs{where} could not be read: {machine.gpu_problem}"
