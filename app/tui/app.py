@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -24,6 +25,7 @@ from app.tui import dependencies as outside
 from app.tui import preferences
 from app.tui.conversation import HistoryStore
 from app.tui.dependencies import Dependencies
+from app.tui.fit.measured import summary
 from app.tui.fit.wishes import Wishes
 from app.tui.screens.chat import ChatScreen
 from app.tui.screens.error import ErrorScreen
@@ -218,14 +220,27 @@ class ShardwiseApp(App[None]):
     @on(StartupScreen.Ready)
     def _server_ready(self, event: StartupScreen.Ready) -> None:
         self._remember(model=event.model)
-        self._go_to(event.url)
+        planned = isinstance(self.screen, StartupScreen) and bool(self.screen.options)
+        self._go_to(event.url, planned)
 
     @work(exclusive=True, group="flow")
-    async def _go_to(self, url: str) -> None:
+    async def _go_to(self, url: str, planned: bool) -> None:
+        """Chats with a server that has come up; one that a plan was chosen for says how the plan's memory came out."""
         try:
             await self._attach_to(url)
         except ShardwiseError as error:
             await self._show(ErrorScreen(error))
+            return
+        if planned and self._chat_screen is not None:
+            await self._tell_memory(self._chat_screen.client)
+
+    async def _tell_memory(self, client: ShardwiseClient) -> None:
+        """Nothing where the server does not tell: the chat goes on without."""
+        with contextlib.suppress(ShardwiseError):
+            for engine in (await client.plan())[:1]:
+                text = summary(engine.plan.ranks, engine.measured)
+                if text:
+                    self.notify(f"{text}\nF7 shows every term.", title="Memory", timeout=12, markup=False)
 
     @on(StartupScreen.Failed)
     async def _failed(self, event: StartupScreen.Failed) -> None:

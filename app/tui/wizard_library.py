@@ -1,4 +1,4 @@
-"""What the wizard asks the real outside for: machines, models and plans. Finding out is the library's and the hardware's."""
+"""What the wizard asks the real outside for. Finding out is the library's, the hardware's and the planner's."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def offers() -> tuple[ModelOffer, ...]:
         ShardwiseError: the library cannot be read.
     """
     from backend.library.catalogue import catalogue
-    from backend.library.names import STARTER
     from backend.library.model_table import catalogue as known_models
+    from backend.library.names import STARTER
 
     here = [ModelOffer(each.name, None, each.bytes, "here", each.architecture) for each in catalogue()]
     starter = ModelOffer(STARTER, _STARTER_PARAMETERS, _DTYPE_BYTES * _STARTER_PARAMETERS, "starter")
@@ -40,7 +40,9 @@ def offer_of(model: CatalogueModel) -> ModelOffer:
     """A row of the catalogue, with the size that it would have with 16 bits a parameter."""
     parameters = model.parameters or model.known().facts.parameters
     note = "" if model.packing == "model" else model.packing
-    return ModelOffer(model.id, parameters, _DTYPE_BYTES * parameters, note=note, also=" ".join((model.label, *model.aliases)))
+    return ModelOffer(
+        model.id, parameters, _DTYPE_BYTES * parameters, note=note, also=" ".join((model.label, *model.aliases))
+    )
 
 
 def _described(installed: ModelOffer, known: ModelOffer | None) -> ModelOffer:

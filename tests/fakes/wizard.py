@@ -21,7 +21,6 @@ from backend.planner.fit.report import FitReport
 from tests.fakes.machines import cpu_machine
 from tests.fakes.models import dense
 
-
 # SmolLM2-135M-Instruct, as its config tells.
 STARTER = dense(30, 576, 9, 3, 1536, 49152, tied=True, size=64, max_positions=8192)
 

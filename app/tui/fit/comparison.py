@@ -91,8 +91,8 @@ def _figure(name: str, left: float | None, right: float | None, write: Callable[
 
 
 def _factor(left: float, right: float) -> str:
-    """`×1.8`, or in percent where the two are close; empty where they are equal or one of them is missing."""
+    """`x1.8`, or in percent where the two are close; empty where they are equal or one of them is missing."""
     if not left or not right or left == right:
         return ""
     ratio = right / left
-    return f"×{ratio:.2g}" if ratio >= 1.995 or ratio <= 0.5 else f"{100 * (ratio - 1):+.0f}%"
+    return f"x{ratio:.2g}" if ratio >= 1.995 or ratio <= 0.5 else f"{100 * (ratio - 1):+.0f}%"

@@ -29,7 +29,9 @@ from backend.hardware.machine import Machine
 _MOST_IN_A_ROW = 4
 _LEAST_BOX, _MOST_BOX = 11, 22
 _TRUNK = 2
-_NOISE = re.compile(r"\b(NVIDIA|AMD|Intel|GeForce|Tesla|Quadro|Graphics|HBM\w*|PCIe|SXM\d?|NVL)\b|\((R|TM)\)", re.IGNORECASE)
+_NOISE = re.compile(
+    r"\b(NVIDIA|AMD|Intel|GeForce|Tesla|Quadro|Graphics|HBM\w*|PCIe|SXM\d?|NVL)\b|\((R|TM)\)", re.IGNORECASE
+)
 BOX, PCIE, NVLINK = "$primary", "$text-muted", "bold $accent"
 
 
@@ -74,7 +76,9 @@ def gpu_rows(machine: Machine, most: int) -> list[tuple[Gpu, ...]]:
     nodes = sorted({gpu.numa_node if gpu.numa_node is not None else -1 for gpu in machine.gpus})
     rows: list[tuple[Gpu, ...]] = []
     for node in nodes:
-        gpus = _neighbours(machine, [gpu for gpu in machine.gpus if (gpu.numa_node if gpu.numa_node is not None else -1) == node])
+        gpus = _neighbours(
+            machine, [gpu for gpu in machine.gpus if (gpu.numa_node if gpu.numa_node is not None else -1) == node]
+        )
         count = -(-len(gpus) // most)
         length = -(-len(gpus) // count)
         rows += [tuple(gpus[start : start + length]) for start in range(0, len(gpus), length)]

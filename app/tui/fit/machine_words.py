@@ -8,10 +8,10 @@ from textwrap import wrap
 from textual.content import Content
 
 from app.text_safety import clean_line
-from app.tui.fit import words
 from app.tui.fit.machine_picture import bus_name, nvlink
 from backend.hardware.gpu import Gpu, Way
 from backend.hardware.machine import Machine
+from backend.hardware.sharing import sharing_of
 
 WAYS: dict[Way, str] = {
     "nvswitch": "NVSwitch",
@@ -24,13 +24,12 @@ WAYS: dict[Way, str] = {
     "system": "the link between processors",
     "unknown": "a way that the driver does not tell",
 }
-_MOST_HOLDERS = 3
 
 
 def machine_lines(machine: Machine, width: int) -> list[Content]:
     """Sentences of at most `width` cells a line, warnings marked."""
-    plain = [("", text) for text in _links(machine)]
-    marked = [("!", text) for text in (*_faults(machine), *_holders(machine), *_peers(machine))]
+    plain = [("", text) for text in (*_links(machine), *_shared(machine, harm=False))]
+    marked = [("!", text) for text in (*_faults(machine), *_shared(machine, harm=True), *_peers(machine))]
     lines: list[Content] = []
     for mark, text in plain + marked:
         style = "$text-warning" if mark else "$text-muted"
@@ -47,10 +46,14 @@ def _links(machine: Machine) -> list[str]:
     pairs = list(combinations(machine.gpus, 2))
     speeds = {(a, b): nvlink(machine, a, b) for a, b in pairs}
     lines = [
-        f"NVLink {', '.join(f'{a.index}–{b.index}' for a, b in pairs if speeds[a, b] == speed)}: {speed:.3g} GB/s each way"
+        f"NVLink {_names([pair for pair in pairs if speeds[pair] == speed])}: {speed:.3g} GB/s each way"
         for speed in sorted({speed for speed in speeds.values() if speed}, reverse=True)
     ]
     return lines + _over_pcie(machine, [pair for pair in pairs if not speeds[pair]], bool(lines))
+
+
+def _names(pairs: list[tuple[Gpu, Gpu]]) -> str:
+    return ", ".join(f"{a.index}-{b.index}" for a, b in pairs)
 
 
 def _over_pcie(machine: Machine, pairs: list[tuple[Gpu, Gpu]], some_joined: bool) -> list[str]:
@@ -66,22 +69,22 @@ def _over_pcie(machine: Machine, pairs: list[tuple[Gpu, Gpu]], some_joined: bool
 
 
 def _faults(machine: Machine) -> list[str]:
-    lines = [f"GPU {fault.index} is left out: {clean_line(fault.what, 300)}" for fault in machine.left_out]
-    return [*lines, *([clean_line(machine.gpu_problem, 300)] if machine.gpu_problem else [])]
+    lines = [_sentence(f"Left out: {fault.what}", fault.fix) for fault in machine.left_out]
+    return [*lines, *([_sentence(machine.gpu_problem)] if machine.gpu_problem else [])]
 
 
-def _holders(machine: Machine) -> list[str]:
-    lines: list[str] = []
-    for gpu in machine.gpus:
-        held = [
-            f"{clean_line(each.name, 40) or 'a process'} (pid {each.pid}"
-            + (f", {words.memory(each.bytes)})" if each.bytes else ")")
-            for each in gpu.holders[:_MOST_HOLDERS]
-        ]
-        more = f" and {len(gpu.holders) - _MOST_HOLDERS} more" if len(gpu.holders) > _MOST_HOLDERS else ""
-        if held:
-            lines.append(f"GPU {gpu.index}: {words.memory(gpu.total - gpu.free)} held by {', '.join(held)}{more}")
-    return lines
+def _shared(machine: Machine, harm: bool) -> list[str]:
+    """How others use the GPUs that are left, and what to do where that does harm."""
+    return [
+        _sentence(sharing.what, sharing.fix if harm else "")
+        for gpu in machine.gpus
+        for sharing in sharing_of(gpu, machine.pod)
+        if sharing.harm is harm
+    ]
+
+
+def _sentence(*parts: str) -> str:
+    return " ".join(clean_line(part, 600) for part in parts if part)
 
 
 def _peers(machine: Machine) -> list[str]:

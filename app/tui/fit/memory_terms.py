@@ -18,7 +18,7 @@ TERMS: dict[str, tuple[str, str, str]] = {
     "streaming": ("≡", "$secondary", "streaming buffers"),
     "host cache": ("≈", "$accent", "host cache"),
     "free": ("·", "$text-muted", "free"),
-    "held": ("╱", "$text-muted", "not the engine's"),
+    "held": ("/", "$text-muted", "not the engine's"),
 }
 _OTHER = ("▪", "$foreground", "")
 

@@ -1,4 +1,4 @@
-"""ModelOffer: a model that the wizard offers, and searching among them. Where offers come from is the library's. Pure."""
+"""ModelOffer: a model that the wizard offers, and searching among them. Finding models is the library's. Pure."""
 
 from __future__ import annotations
 
@@ -34,10 +34,12 @@ class ModelOffer:
 
 
 def search(offers: Sequence[ModelOffer], text: str) -> list[ModelOffer]:
-    """Those whose name has every word of `text`; an exact name first, else in the given order."""
-    wanted = text.lower().split()
-    found = [offer for offer in offers if all(word in f"{offer.name} {offer.place} {offer.also}".lower() for word in wanted)]
-    return sorted(found, key=lambda offer: offer.name.lower() != text.strip().lower())
+    """Those whose name has every word of `text`; names that are it, or end with it, first, else in the given order."""
+    whole, wanted = text.strip().lower(), text.lower().split()
+    found = [
+        offer for offer in offers if all(word in f"{offer.name} {offer.place} {offer.also}".lower() for word in wanted)
+    ]
+    return sorted(found, key=lambda offer: (offer.name.lower() != whole, not offer.name.lower().endswith(whole)))
 
 
 def is_name(text: str) -> bool:
@@ -50,7 +52,7 @@ def line(offer: ModelOffer, width: int) -> Content:
     """Name, place, parameters, size: one row of at most `width` cells."""
     figures = f"{words.parameters(offer.parameters) if offer.parameters else '':>6}"
     figures += f" {words.memory(offer.bytes) if offer.bytes else '':>9}"
-    room = max(10, min(_NAME_CELLS, width - len(figures) - 8))
+    room = max(10, min(_NAME_CELLS, width - len(figures) - 9))
     name = clean_line(offer.name, 200)
     name = name if len(name) <= room else name[: room - 1] + "…"
     return Content.assemble(

@@ -1,4 +1,4 @@
-"""How plans are written for people: verdicts, layouts, tokens, memory, dollars; `app.fit.words` has what all faces say. Pure."""
+"""How the wizard writes plans: verdicts, layouts, tokens, memory; `app.fit.words` has what all faces say. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLOURS: dict[VerdictKind, str] = {
 }
 _GIB = 1 << 30
 _MIB = 1 << 20
-NONE = "–"
+NONE = "-"
 
 
 def verdict(plan: FitPlan) -> str:
@@ -30,14 +30,14 @@ def told(plan: FitPlan) -> str:
 
 
 def layout(plan: FitPlan) -> str:
-    """Ranks x stages x replicas, such as TP4, TP4×PP2, TP2×3 times; one device by its kind."""
+    """Replicas of ranks and stages: TP4, TP4·PP2, 3x(TP2), EP8 where experts are whole; one device by its kind."""
     if plan.tensor * plan.stages == 1:
         one = "CPU" if plan.devices and plan.devices[0].gpu is None else "1 GPU"
-        return one if plan.replicas == 1 else f"{plan.replicas}×({one})"
+        return one if plan.replicas == 1 else f"{plan.replicas}x({one})"
     parts = [f"{'EP' if plan.experts == 'expert' else 'TP'}{plan.tensor}"] if plan.tensor > 1 else []
     parts += [f"PP{plan.stages}"] if plan.stages > 1 else []
     inner = "·".join(parts)
-    return inner if plan.replicas == 1 else f"{plan.replicas}×({inner})"
+    return inner if plan.replicas == 1 else f"{plan.replicas}x({inner})"
 
 
 def tokens(count: int) -> str:
@@ -49,11 +49,13 @@ def tokens(count: int) -> str:
     return str(count)
 
 
-def memory(count: int, cut: bool = False) -> str:
-    """Bytes as drivers and logs report memory: GiB, or MiB where there is little. `cut`: without the space."""
+def memory(count: int) -> str:
+    """Bytes as drivers and logs report memory: GiB, or a smaller unit where there is little."""
+    if abs(count) < _MIB:
+        return f"{count / 1024:.1f} KiB" if abs(count) >= 1024 else f"{count} B"
     figure, unit = (count / _GIB, "GiB") if abs(count) >= _GIB else (count / _MIB, "MiB")
     text = f"{figure:.0f}" if abs(figure) >= 100 or (unit == "MiB" and abs(figure) >= 10) else f"{figure:.1f}"
-    return f"{text}{'' if cut else ' '}{unit}"
+    return f"{text} {unit}"
 
 
 def gib(count: int) -> str:

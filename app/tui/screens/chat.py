@@ -57,8 +57,25 @@ class ChatScreen(Screen[None]):
         Binding("f4", "edit_last", "Edit", id="chat.edit", tooltip="Take the last message back to edit it"),
         Binding("f5", "regenerate", "Again", id="chat.regenerate", tooltip="Another answer to the same message"),
         Binding("ctrl+t", "show_cache", "Cache", id="chat.cache", tooltip="Where cached pages lie", show=False),
-        Binding("f6", "plan", "What fits", id="chat.plan", tooltip="Plan models, machines and settings", show=False),
-        Binding("f7", "show_memory", "Memory", id="chat.memory", tooltip="Predicted and measured memory", show=False),
+        # The field for messages has a use of its own for F6 and F7.
+        Binding(
+            "f6",
+            "plan",
+            "What fits",
+            id="chat.plan",
+            tooltip="Plan models, machines and settings",
+            show=False,
+            priority=True,
+        ),
+        Binding(
+            "f7",
+            "show_memory",
+            "Memory",
+            id="chat.memory",
+            tooltip="Predicted and measured memory",
+            show=False,
+            priority=True,
+        ),
         Binding("f8", "copy_answer", "Copy", id="chat.copy", tooltip="Copy the last answer (through the terminal)"),
         Binding("ctrl+n", "new_chat", "New", id="chat.new", tooltip="Start a new chat"),
     ]

@@ -64,7 +64,9 @@ as a factor, or in percent. `a` and `b` start the server with a plan, `x` change
     def _show(self) -> None:
         plans = [self._report.plans[number] for number in self._pair]
         heads = [f"{side}: plan {number + 1}" for side, number in zip("AB", self._pair, strict=True)]
-        self.query_one(".head", Static).update(f" {'':<{_NAME_CELLS}}{heads[0]:<{_VALUE_CELLS}}{heads[1]:<{_VALUE_CELLS}}B to A")
+        self.query_one(".head", Static).update(
+            f" {'':<{_NAME_CELLS}}{heads[0]:<{_VALUE_CELLS}}{heads[1]:<{_VALUE_CELLS}}B to A"
+        )
         rows = compared(plans[0], plans[1])
         self.query_one(".rows", Static).update(Content("\n").join(_line(row) for row in rows))
         for name, head, plan in zip(("first", "second"), heads, plans, strict=True):

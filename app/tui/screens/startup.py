@@ -36,7 +36,7 @@ class _GivenUpError(Exception):
 
 
 class StartupScreen(Screen[None]):
-    """Fetches and starts `model` with these options of `serve`, or, where `url` is given, follows a server that is starting already."""
+    """Fetches and starts `model` with these options of `serve`; with a `url`, follows a server that is starting."""
 
     DEFAULT_CSS = """
     StartupScreen {

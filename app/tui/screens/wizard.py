@@ -1,4 +1,4 @@
-"""WizardScreen: machine, model and wishes on one side, plans on the other. It composes and passes on; nothing is decided here."""
+"""WizardScreen: machine, model and wishes beside the plans for them. It passes on; nothing is decided here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from textual.widgets import Footer
 
 from app.tui.daemon_thread import in_daemon_thread
 from app.tui.dependencies import WizardOutside
-from app.tui.fit.wishes import LOCAL, Wishes
+from app.tui.fit.wishes import Wishes
 from app.tui.latest import Latest
 from app.tui.screens.compare import CompareScreen
 from app.tui.widgets.fit_headline import FitHeadline
@@ -28,7 +28,7 @@ from app.tui.widgets.wishes_panel import WishesPanel
 from backend.errors import ShardwiseError
 from backend.hardware.cluster import Cluster
 from backend.planner.fit.known_model import KnownModel
-from backend.planner.fit.report import FitReport
+from backend.planner.fit.report import FitReport, WayOut
 
 # From this width on, everything stands side by side.
 WIDE = 136
@@ -53,8 +53,8 @@ class WizardScreen(Screen[None]):
             &.-machine MachinePanel { display: block; }
             &.-model ModelPanel { display: block; }
             &.-wishes { #asked { height: auto; } WishesPanel { display: block; } #answered { display: block; } }
-            &.-plans { #answered { display: block; } PlanTable { height: auto; max-height: 9; } PlanDetails { display: block; } }
-            PlanTable { margin: 1 0 0 0; }
+            &.-plans { #answered { display: block; } PlanTable { max-height: 9; } PlanDetails { display: block; } }
+            PlanTable { margin: 1 0 0 0; height: auto; }
         }
         &.-wide {
             StepBar { display: none; }
@@ -72,7 +72,10 @@ class WizardScreen(Screen[None]):
         }
     }
     """
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-narrow"), (WIDE, "-wide")]
+    HORIZONTAL_BREAKPOINTS = [  # noqa: RUF012 (Textual declares it so)
+        (0, "-narrow"),
+        (WIDE, "-wide"),
+    ]
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "app.pop_screen", "Back", id="wizard.back", tooltip="Back to where you were"),
         *(
@@ -301,8 +304,13 @@ A machine elsewhere is written like `2x RTX-3090 pcie` or `2 nodes of 4x A100-80
             return
         plan = report.plans[number]
         if not plan.runnable:
-            self.notify(plan.blocked or plan.verdict.sentence, title="This plan cannot be started", severity="warning",
-                        timeout=12, markup=False)
+            self.notify(
+                plan.blocked or plan.verdict.sentence,
+                title="This plan cannot be started",
+                severity="warning",
+                timeout=12,
+                markup=False,
+            )
         elif not cluster.local or report.ask.engine != "shardwise":
             program = "vllm serve" if report.ask.engine == "vllm" else "shardwise serve"
             command = " ".join((program, report.model, *plan.options))
@@ -314,17 +322,22 @@ A machine elsewhere is written like `2x RTX-3090 pcie` or `2 nodes of 4x A100-80
 
     @on(PlanDetails.Applied)
     def _apply(self, event: PlanDetails.Applied) -> None:
-        """Makes a way out: by the controls where one can, else it stays a sentence."""
+        """Makes a way out: by the controls where one can, by choosing a plan that has it, or it stays a sentence."""
         changed = self.wishes.with_option(event.way.option)
         if changed is None:
-            self.notify(event.way.what, title="No control makes this change", markup=False)
+            self._highlight_with(event.way)
         elif changed.hardware != self.wishes.hardware:
             self.query_one(MachinePanel).set_hardware(changed.hardware)
             self._read_hardware(changed.hardware)
         else:
             self._wish(changed)
 
-    def reread(self) -> None:
-        """Reads this machine again, for when memory was freed meanwhile."""
-        if self.wishes.hardware == LOCAL:
-            self._read_hardware(LOCAL)
+    def _highlight_with(self, way: WayOut) -> None:
+        """Shows the first plan that fits and has the way's option."""
+        plans = self.report.plans if self.report is not None else ()
+        for number, plan in enumerate(plans):
+            if way.option and plan.verdict.kind != "too large" and set(way.option.split()) <= set(plan.options):
+                self.query_one(PlanTable).highlight(number)
+                return
+        option = f" ({way.option})" if way.option else ""
+        self.notify(f"{way.what}{option}", title="No control makes this change", markup=False)

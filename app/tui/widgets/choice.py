@@ -29,8 +29,8 @@ class Choice(Widget, can_focus=True):
         Binding("right", "move(1)", "Next", show=False, tooltip="The value to the right"),
         Binding("home", "edge(0)", "First", show=False, tooltip="The first value"),
         Binding("end", "edge(-1)", "Last", show=False, tooltip="The last value"),
-        Binding("up", "screen.focus_previous", "Previous", show=False),
-        Binding("down,enter", "screen.focus_next", "Next", show=False),
+        Binding("up", "app.focus_previous", "Previous", show=False),
+        Binding("down,enter", "app.focus_next", "Next", show=False),
     ]
 
     class Changed(Message):
@@ -44,7 +44,7 @@ class Choice(Widget, can_focus=True):
         def control(self) -> Choice:
             return self.choice
 
-    def __init__(self, label: str, values: Sequence[str], value: str, *, id: str, tooltip: str = "") -> None:  # noqa: A002
+    def __init__(self, label: str, values: Sequence[str], value: str, *, id: str, tooltip: str = "") -> None:
         super().__init__(id=id)
         self.label = label
         self.values = tuple(values)

@@ -45,7 +45,7 @@ class MachinePanel(Vertical):
         with Horizontal():
             yield Label("hardware")
             yield Input(self._hardware, placeholder=LOCAL, id="hardware", compact=True)
-        yield Static('local, or one elsewhere: 4x H100-80GB', classes="hint", markup=False)
+        yield Static("local, or one elsewhere: 4x H100-80GB", classes="hint", markup=False)
         yield Static("", classes="problem", markup=False)
         with VerticalScroll(id="picture"):
             yield Static("", markup=False)

@@ -57,7 +57,8 @@ def _rank(planned: Rank, measured: MeasuredRank | None, width: int) -> list[Cont
     rows = term_rows(planned, measured)
     largest = max(max(row.predicted or 0, row.measured or 0) for row in rows[:-1])
     bar = width - _NAME - 2 * _FIGURE - _CHANGE - 2
-    head = f"{f'rank {planned.rank}, {planned.device}':<{_NAME}}{'predicted':>{_FIGURE}}{'measured':>{_FIGURE}}{'':>{_CHANGE}}"
+    name = f"rank {planned.rank}, {planned.device}"
+    head = f"{name:<{_NAME}}{'predicted':>{_FIGURE}}{'measured':>{_FIGURE}}{'':>{_CHANGE}}"
     bars = "  upper: predicted, lower: measured" if bar >= 36 else ""
     lines = [Content.assemble((head, "bold"), (bars, "$text-muted"))]
     for row in rows:
@@ -66,7 +67,7 @@ def _rank(planned: Rank, measured: MeasuredRank | None, width: int) -> list[Cont
 
 
 def _row(row: TermRow, largest: int, bar: int) -> list[Content]:
-    """The figures, and in a bar each half of a cell's height for one side, where there is room and something to draw."""
+    """The figures, and where there is room a bar, of which each half of a cell's height is one side's."""
     _, colour, name = look(row.name)
     percent = row.percent
     change = "" if percent is None else f"{percent:+.1f}%"

@@ -24,7 +24,7 @@ class MemoryBars(Static):
     MemoryBars { height: auto; width: 1fr; }
     """
 
-    def __init__(self, plan: FitPlan | None = None, *, together: bool = False, id: str | None = None) -> None:  # noqa: A002
+    def __init__(self, plan: FitPlan | None = None, *, together: bool = False, id: str | None = None) -> None:
         super().__init__("", markup=False, id=id)
         self._plan = plan
         self._together = together
@@ -72,26 +72,30 @@ def _name(group: Sequence[GpuUse], several_machines: bool) -> str:
     numbers = [device.gpu for device in group if device.gpu is not None]
     if several_machines:
         machines = sorted({device.machine + 1 for device in group})
-        where = f"{machines[0]}" if len(machines) == 1 else f"{machines[0]}–{machines[-1]}"
-        return f"node {where} GPU {min(numbers)}" + (f"–{max(numbers)}" if len(set(numbers)) > 1 else "")
+        where = f"{machines[0]}" if len(machines) == 1 else f"{machines[0]}-{machines[-1]}"
+        return f"node {where} GPU {min(numbers)}" + (f"-{max(numbers)}" if len(set(numbers)) > 1 else "")
     return f"GPU {runs(numbers)} {short_name(first.name, 10)}"
 
 
 def runs(numbers: Sequence[int]) -> str:
-    """`0–3, 6`."""
+    """`0-3, 6`."""
     found: list[list[int]] = []
     for number in sorted(set(numbers)):
         if found and found[-1][-1] == number - 1:
             found[-1].append(number)
         else:
             found.append([number])
-    return ", ".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in found)
+    return ", ".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in found)
 
 
 def _bar(name: str, device: GpuUse, label: int, width: int) -> Content:
     """The name, the bar over all of the device, and how much of it is taken."""
     taken = sum(term.bytes for term in device.terms)
-    figure = f"{words.gib(taken)}/{words.gib(device.total)} GiB" if device.unused >= 0 else f"{words.gib(-device.unused)} GiB short"
+    figure = (
+        f"{words.gib(taken)}/{words.gib(device.total)} GiB"
+        if device.unused >= 0
+        else f"{words.gib(-device.unused)} GiB short"
+    )
     room = max(_LEAST_BAR, width - label - len(figure) - 3)
     found = parts(device)
     segments = [

@@ -23,7 +23,7 @@ from backend.planner.fit.known_model import KnownModel
 class SearchInput(Input):
     """The field over a list: down goes to the list."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("down", "screen.focus_next", "To the list", show=False)]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("down", "app.focus_next", "To the list", show=False)]
 
 
 class ModelPanel(Vertical):

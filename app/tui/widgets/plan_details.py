@@ -91,7 +91,9 @@ class PlanDetails(VerticalScroll):
 
 def _way(way: WayOut) -> Content:
     return Content.assemble(
-        ("• ", "$accent"), (clean_line(way.what, 200), "bold"), (f" → {clean_line(way.gives, 200)}" if way.gives else "")
+        ("• ", "$accent"),
+        (clean_line(way.what, 200), "bold"),
+        (f" → {clean_line(way.gives, 200)}" if way.gives else ""),
     )
 
 
@@ -109,7 +111,7 @@ def _figures(report: FitReport, plan: FitPlan) -> Content:
     options = " ".join(shlex.quote(option) for option in plan.options)
     serve = "vllm serve" if report.ask.engine == "vllm" else "shardwise serve"
     lines = [f"{name:<12} {value}" for name, value in rows]
-    lines += ["", *(f"• {clean(reason)}" for reason in plan.reasons)]
+    lines += ["", *(f"• {clean(reason)}" for reason in plan.reasons if reason != plan.verdict.sentence)]
     lines += [f"• {clean(note)}" for note in report.notes]
     if plan.options or plan.runnable:
         lines += ["", f"{serve} {clean_line(report.model, 200)} {options}".rstrip()]
@@ -121,12 +123,13 @@ def _speed_rows(plan: FitPlan) -> list[tuple[str, str]]:
     if plan.speed is None:
         return [("context", context)] if plan.largest_context else []
     speed = plan.speed
+    sent = f"; each rank sends {words.memory(speed.communication)} a token" if speed.communication else ""
     return [
         ("context", context),
         ("first token", f"{words.spread(speed.first_token)}, with nobody waiting"),
         ("token", f"{words.spread(speed.token)}; {seconds(speed.alone.likely)} for a user alone"),
         ("tokens/s", f"{words.spread(speed.throughput, rate)} with {speed.sequences:,} at once"),
-        ("bound", f"{BOUNDS[speed.bound]}; each rank sends {words.memory(speed.communication)} a token"),
+        ("bound", BOUNDS[speed.bound] + sent),
     ]
 
 
@@ -135,5 +138,10 @@ def _cost_rows(plan: FitPlan) -> list[tuple[str, str]]:
         return []
     cost = plan.cost
     of = ", ".join(clean_line(part, 80) for part in (cost.source, cost.dated) if part)
-    return [("$/1M tokens", f"{words.spread(cost.per_million, words.dollars)} at {words.dollars(cost.price)} a GPU and hour"
-             + (f" ({of})" if of else ""))]
+    return [
+        (
+            "$/1M tokens",
+            f"{words.spread(cost.per_million, words.dollars)} at {words.dollars(cost.price)} a GPU and hour"
+            + (f" ({of})" if of else ""),
+        )
+    ]

@@ -26,7 +26,9 @@ class PlanList(OptionList):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("m,space", "mark", "Mark", id="plans.mark", tooltip="Mark this plan, to compare another one with it"),
-        Binding("c", "compare", "Compare", id="plans.compare", tooltip="Compare this plan with the marked (or best) one"),
+        Binding(
+            "c", "compare", "Compare", id="plans.compare", tooltip="Compare this plan with the marked (or best) one"
+        ),
         Binding("u", "select", "Use plan", id="plans.use", tooltip="Start the server with this plan (also enter)"),
     ]
 
@@ -80,6 +82,9 @@ class PlanTable(Vertical):
         """These plans, with none marked."""
         self._plans, self.marked = plans, None
         self._write(highlighted)
+
+    def highlight(self, plan: int) -> None:
+        self.query_one(PlanList).highlighted = plan
 
     def mark(self, plan: int | None) -> None:
         self.marked = plan

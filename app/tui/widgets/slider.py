@@ -32,8 +32,8 @@ class Slider(Widget, can_focus=True):
         Binding("right", "move(1)", "More", show=False, tooltip="The next larger value"),
         Binding("home", "edge(0)", "Least", show=False, tooltip="The smallest value"),
         Binding("end", "edge(-1)", "Most", show=False, tooltip="The largest value"),
-        Binding("up", "screen.focus_previous", "Previous", show=False),
-        Binding("down,enter", "screen.focus_next", "Next", show=False),
+        Binding("up", "app.focus_previous", "Previous", show=False),
+        Binding("down,enter", "app.focus_next", "Next", show=False),
     ]
 
     class Changed(Message):
@@ -47,7 +47,7 @@ class Slider(Widget, can_focus=True):
         def control(self) -> Slider:
             return self.slider
 
-    def __init__(self, label: str, stops: Sequence[str], index: int = 0, *, id: str, tooltip: str = "") -> None:  # noqa: A002
+    def __init__(self, label: str, stops: Sequence[str], index: int = 0, *, id: str, tooltip: str = "") -> None:
         super().__init__(id=id)
         self.label = label
         self.stops = tuple(stops)

@@ -25,15 +25,15 @@ def test_differences_are_factors_percents_and_bytes() -> None:
     )
     found = rows(reports.plan(), faster)
     assert found["weights"] == ("32.9 GiB", "16.9 GiB", "-16.0 GiB")
-    assert found["GPUs"] == ("2", "4", "×2")
-    assert found["KV tokens"][2] == "×2"
-    assert found["token"] == ("21 ms", "7.1 ms", "×0.33")
+    assert found["GPUs"] == ("2", "4", "x2")
+    assert found["KV tokens"][2] == "x2"
+    assert found["token"] == ("21 ms", "7.1 ms", "x0.33")
     assert found["tokens/s"][2] == "+22%"
     assert found["layout"] == ("TP2", "TP4", "differs")
 
 
 def test_a_plan_without_speed_has_dashes_and_no_factors() -> None:
     found = rows(reports.plan(), reports.too_large())
-    assert found["token"] == ("21 ms", "–", "")
-    assert found["$/1M tokens"][1] == "–"
+    assert found["token"] == ("21 ms", "-", "")
+    assert found["$/1M tokens"][1] == "-"
     assert found["verdict"][2] == "differs"

@@ -30,7 +30,7 @@ def test_a_rank_that_was_lost_has_only_predictions() -> None:
 
 
 def test_one_sentence_says_how_far_off_the_whole_is() -> None:
-    assert summary((PLANNED,), (MEASURED,)) == "0.0 MiB measured, 0.0 MiB predicted (-10.7%)"
+    assert summary((PLANNED,), (MEASURED,)) == "1.6 KiB measured, 1.8 KiB predicted (-10.7%)"
     assert summary((PLANNED,), ()) == ""
 
 

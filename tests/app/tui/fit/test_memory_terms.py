@@ -37,7 +37,7 @@ def test_lines_fit_and_figures_stand_beside_the_bars(width: int, together: bool)
     lines = [line.plain for line in memory_lines(plan, width, together)]
     assert max(map(len, lines)) <= width
     assert sum("71.0/79.0 GiB" in line for line in lines) == (1 if together else 8)
-    assert ("GPU 0–7" in lines[0]) is together
+    assert ("GPU 0-7" in lines[0]) is together
     assert any("weights 30.0 GiB" in line for line in lines)
 
 
@@ -57,9 +57,9 @@ def test_unequal_devices_have_bars_and_legends_of_their_own() -> None:
 
 def test_nodes_are_named_where_there_are_several() -> None:
     devices = tuple(reports.use(number % 4, machine=number // 4, weights=1.0) for number in range(8))
-    assert "node 1–2 GPU 0–3" in memory_lines(reports.plan(devices=devices), 76, together=True)[0].plain
+    assert "node 1-2 GPU 0-3" in memory_lines(reports.plan(devices=devices), 76, together=True)[0].plain
 
 
 def test_runs_of_numbers() -> None:
-    assert runs([0, 1, 2, 5]) == "0–2, 5"
+    assert runs([0, 1, 2, 5]) == "0-2, 5"
     assert GIB == 1 << 30

@@ -23,6 +23,7 @@ def names(text: str) -> list[str]:
 def test_every_word_counts_and_an_exact_name_comes_first() -> None:
     assert names("70b fp8") == ["org/Large-70B-FP8"]
     assert names("org/large-70b") == ["org/Large-70B", "org/Large-70B-FP8"]
+    assert names("large-70b") == ["org/Large-70B", "org/Large-70B-FP8"]
     assert names("seventy") == ["org/Large-70B-FP8"]
     assert names("here") == ["/folder/\x1b[2Jmine"]
     assert names("nothing like it") == []
@@ -31,7 +32,15 @@ def test_every_word_counts_and_an_exact_name_comes_first() -> None:
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("org/name", True), ("./model", True), ("~/m", True), ("x.gguf", True), ("llama", False), ("org/", False), ("", False)],
+    [
+        ("org/name", True),
+        ("./model", True),
+        ("~/m", True),
+        ("x.gguf", True),
+        ("llama", False),
+        ("org/", False),
+        ("", False),
+    ],
 )
 def test_names_that_may_be_looked_up(text: str, name: bool) -> None:
     assert is_name(text) is name

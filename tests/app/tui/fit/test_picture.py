@@ -56,7 +56,7 @@ def test_a_switch_is_one_bus_and_the_processors_are_told_apart() -> None:
 def test_pairs_stand_side_by_side_with_a_line_between_them_and_others_without() -> None:
     row = next(line for line in text_of(MACHINES["pairs"]).splitlines() if "A100" in line)
     assert row.count("╞═╡") == 2
-    assert "NVLink 0–1, 2–3: 300 GB/s each way" in text_of(MACHINES["pairs"])
+    assert "NVLink 0-1, 2-3: 300 GB/s each way" in text_of(MACHINES["pairs"])
 
 
 def test_pairs_that_are_not_neighbours_by_number_become_neighbours() -> None:
@@ -89,13 +89,13 @@ def test_what_is_left_out_held_or_broken_is_named() -> None:
     machine = gpu_machine(
         first,
         second,
-        left_out=(GpuFault(2, "GPU-2", "GPU 2 is divided by MIG"),),
+        left_out=(GpuFault(2, "GPU-2", "GPU 2 is divided by MIG", "Make it whole"),),
         peers=(PeerPath(first.uuid, second.uuid, problem="a copy did not end within 20 s"),),
     )
     text = " ".join(text_of(machine).split())
     assert "5.0/24.0" in text
-    assert "19.0 GiB held by python (pid 42, 19.0 GiB)" in text
-    assert "GPU 2 is left out: GPU 2 is divided by MIG" in text
+    assert "19 GiB of GPU 0 (Test GPU) are held by python (42, 19 GiB)" in text
+    assert "Left out: GPU 2 is divided by MIG Make it whole" in text
     assert "GPU 0 and GPU 1: a copy did not end" in text
     assert "\x1b" not in text
 

@@ -44,12 +44,13 @@ def test_without_prices_there_is_no_column_for_them() -> None:
 
 
 def test_layouts_say_how_often_a_model_is_there() -> None:
-    assert [words.layout(plan) for plan in PLANS] == ["TP2", "2×(EP8·PP2)", "1 GPU", "TP2"]
+    assert [words.layout(plan) for plan in PLANS] == ["TP2", "2x(EP8·PP2)", "1 GPU", "TP2"]
     assert words.layout(reports.plan(tensor=1, devices=(reports.use(None, weights=1),))) == "CPU"
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(512, "512"), (1024, "1K"), (9800, "9.5K"), (131_072, "128K"), (1 << 20, "1M"), (449_000, "438K")]
+    ("count", "text"),
+    [(512, "512"), (1024, "1K"), (9800, "9.5K"), (131_072, "128K"), (1 << 20, "1M"), (449_000, "438K")],
 )
 def test_tokens_are_never_more_than_there_are(count: int, text: str) -> None:
     assert words.tokens(count) == text
