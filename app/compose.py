@@ -27,15 +27,20 @@ from backend.supervisor import ENGINE_COMMAND, EngineSupervisor
 
 
 def explain_plan(model: str, settings: ServerSettings) -> str:
-    """The Plan in words; loads nothing onto a device.
+    """The Plan in words, what it is predicted to do, and whether it fits; loads nothing onto a device.
 
     Raises:
         ShardwiseError: no such model, or one that cannot be served here.
     """
-    from backend.compose_engine import plan_engine
+    from app.fit.text import plan_outlook
+    from backend.compose_engine import planned_from_files
     from backend.planner.explain import explain
+    from backend.planner.fit.served_plan import served_plan
 
-    return explain(plan_engine(settings.engine(find_model(model))))
+    engine = settings.engine(find_model(model))
+    planned = planned_from_files(engine)
+    predicted = served_plan(planned.facts, planned.machine, engine, planned.plan)
+    return f"{explain(planned.plan)}\n\n{plan_outlook(model, predicted)}"
 
 
 def serve_model(model: str, settings: ServerSettings) -> int:

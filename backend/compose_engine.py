@@ -62,7 +62,7 @@ def plan_engine(settings: EngineSettings) -> Plan:
     Raises:
         ShardwiseError: a broken or unsupported model, a setting that cannot be obeyed, too little memory.
     """
-    return _planned(settings).plan
+    return planned_from_files(settings).plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,8 @@ class Planned:
     unmeasured: bool
 
 
-def _planned(settings: EngineSettings) -> Planned:
+def planned_from_files(settings: EngineSettings) -> Planned:
+    """The Plan of `plan_engine`, with what it was made of. Raises ShardwiseError as that does."""
     # Both load torch and transformers, which the modules that only name this one need not pay for.
     from backend.surgery.describe import describe
     from backend.surgery.load import read_config
@@ -190,7 +191,7 @@ def compose_engine(settings: EngineSettings, on_progress: OnProgress) -> Compose
     on_progress("read", 0, 0)
     ranks = ranks_to_expect(settings)
     if ranks == 1:
-        return compose_alone(settings, on_progress, _planned(settings))
+        return compose_alone(settings, on_progress, planned_from_files(settings))
     composed = compose_ranks(settings, on_progress, ranks)
     return compose_alone(settings, on_progress, composed) if isinstance(composed, Planned) else composed
 

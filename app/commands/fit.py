@@ -62,6 +62,10 @@ def show_fit(
         bool, typer.Option("--offline", help="Ask no hub: only what is here, and the catalogue.")
     ] = False,
     plans: Annotated[int, typer.Option(min=1, metavar="COUNT", help="How many to show.")] = 8,
+    links: Annotated[
+        bool,
+        typer.Option("--links", help="Print instead what GPUs send each other for the model, and how long it takes."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Draw no bars, as in a pipe.")] = False,
 ) -> None:
@@ -71,7 +75,11 @@ def show_fit(
     """
     positions = None if context is None else _tokens(context)
     if model is None:
-        _print_catalogue(positions, as_json)
+        _print_catalogue(positions or 1024, as_json)
+        return
+    places = hardware or ["local"]
+    if links:
+        _print_links(model, places, offline, as_json)
         return
     ask = FitAsk(
         context=positions,
@@ -88,11 +96,10 @@ def show_fit(
     )
     from app.fitting import fit_reports
 
-    places = hardware or ["local"]
     reports = fit_reports(model, places, ask, offline=offline)
     if as_json:
-        _print_json(reports[0] if len(reports) == 1 else reports)
-    elif len(reports) > 1:
+        _print_json(reports if len(places) > 1 else reports[0])
+    elif len(places) > 1:
         from app.fit.comparison import as_comparison
 
         print(as_comparison(reports, places))
@@ -125,13 +132,28 @@ def _tokens(text: str) -> int:
     return int(number) * unit
 
 
-def _print_catalogue(context: int | None, as_json: bool) -> None:
+def _print_catalogue(context: int, as_json: bool) -> None:
     from app.fit.models import as_table, model_rows
+    from backend.library.model_table import catalogue
 
+    rows = model_rows([model.known(model.id.partition(" ")[0]) for model in catalogue()], context)
     if as_json:
-        _print_json(model_rows())
+        _print_json(rows)
     else:
-        print(as_table(model_rows(), context))
+        print(as_table(rows))
+
+
+def _print_links(model: str, hardware: list[str], offline: bool, as_json: bool) -> None:
+    from app.fit.links import as_table, way_costs
+    from app.fitting import find_model, read_hardware
+
+    clusters = [read_hardware(text) for text in hardware]
+    known = find_model(model, offline=offline)
+    costs = way_costs(known, clusters, hardware)
+    if as_json:
+        _print_json(costs)
+    else:
+        print(as_table(known, costs))
 
 
 def _print_json(value: object) -> None:

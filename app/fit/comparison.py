@@ -8,8 +8,9 @@ from textwrap import wrap
 from app.fit.columns import columns
 from app.fit.devices import fullest, taken
 from app.fit.text import WIDTH, chosen_plan, speed_cells
-from app.fit.words import formats, gib, layout
+from app.fit.words import counted, formats, gib, layout
 from app.text_safety import clean_line
+from backend.planner.fit.rank import best
 from backend.planner.fit.report import FitPlan, FitReport
 
 _HEAD = ("hardware", "layout", "formats", "verdict", "GiB", "context", "users", "first", "token", "tok/s", "$/1M")
@@ -18,7 +19,7 @@ _FIRST_TOKEN = _HEAD.index("first")
 _LEGEND = (
     "layout: tensor x stages x replicas, e for whole experts; formats: weights/kv; GiB: what the plan takes of the "
     "fullest device; context: the largest; users: at once, with the context asked for; token: from token to token; "
-    "tok/s: over all users"
+    "tok/s: over all users. * is not run by this version."
 )
 
 
@@ -35,28 +36,22 @@ def as_comparison(reports: Sequence[FitReport], named: Sequence[str], width: int
         for position, plan in enumerate(_shown(report))
     ]
     lines = _lines(rows, width)
-    return "\n".join(
-        [
-            f"{clean_line(reports[0].model)}: {ask.users:,} users"
-            f" of a context of {ask.context or 0:,}, goal {ask.goal}, engine {ask.engine} {ask.engine_version}".rstrip(),
-            "",
-            *lines,
-            "",
-            *wrap(_LEGEND, width),
-        ]
-    )
+    asked = f"{counted(ask.users, 'user')}, context {ask.context or 0:,}; goal {ask.goal}; engine {ask.engine}"
+    title = f"{clean_line(reports[0].model)}: {asked} {ask.engine_version}".rstrip()
+    return "\n".join([*wrap(title, width), "", *lines, "", *wrap(_LEGEND, width)])
 
 
 def _shown(report: FitReport) -> list[FitPlan]:
     """The best plan of each weight format that was asked for; of all, where none was."""
     if not report.ask.weights:
         return [chosen_plan(report)]
-    best = {plan.weights: plan for plan in reversed(report.plans)}
-    return [best[name] for name in report.ask.weights if name in best]
+    found = {name: [plan for plan in report.plans if plan.weights == name] for name in report.ask.weights}
+    return [plans[best(plans) or 0] for plans in found.values() if plans]
 
 
 def _cells(plan: FitPlan) -> tuple[str, ...]:
-    return (layout(plan), formats(plan), plan.verdict.kind, gib(taken(fullest(plan))), *speed_cells(plan))
+    runs = "" if plan.runnable else "*"
+    return (f"{layout(plan)}{runs}", formats(plan), plan.verdict.kind, gib(taken(fullest(plan))), *speed_cells(plan))
 
 
 def _lines(rows: Sequence[tuple[str, ...]], width: int) -> list[str]:

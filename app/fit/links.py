@@ -1,4 +1,4 @@
-"""What GPUs of each machine send for a model, and how long it takes: all-reduces of a token, of a prompt, hand-overs."""
+"""What GPUs of each machine send each other for a model, and how long it takes: all-reduces and hand-overs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from backend.planner.timing.communication import all_reduce_seconds, send_second
 # Tokens of a step of a long prompt, as servers cut it.
 CHUNK = 8192
 _ELEMENT = 2
-_HEAD = ("GPUs", "one all-reduce", "all of a token", "of 8,192 tokens", "hand-over", "of 8,192 tokens")
+_HEAD = ("GPUs", "all-reduce", "a token", "8,192 tokens", "hand-over", "of 8,192 tokens")
 
 
 class WayCost(Struct, frozen=True):
@@ -88,13 +88,17 @@ def as_table(model: KnownModel, costs: Sequence[WayCost], width: int = 80) -> st
     rows = [(str(cost.ranks), *map(_time, _times(cost))) for cost in costs]
     head, *figures = columns(_HEAD, rows, ">" * len(_HEAD), width - 2)
     first = costs[0]
-    lines = [f"{clean_line(model.name)}: {first.message / 1024:,.4g} KiB an all-reduce and token,"
-             f" {first.token_bytes // (2 * first.message)} layers, {first.token_bytes / 2**20:.4g} MiB a token", "", f"  {head}"]
+    lines = [
+        f"{clean_line(model.name)}: {first.message / 1024:,.4g} KiB an all-reduce and token,"
+        f" {first.token_bytes // (2 * first.message)} layers, {first.token_bytes / 2**20:.4g} MiB a token",
+        "",
+        f"  {head}",
+    ]
     for cost, line in zip(costs, figures, strict=True):
         lines += [f"{clean_line(cost.hardware)}: {cost.way}", f"  {line}"]
     legend = (
-        "Tensor parallelism adds up twice a layer, what it takes is lost in each step; a stage hands each token on "
-        "once. Times are those of an engine's own kernels for small messages and of NCCL for large ones."
+        "all-reduce: one, of one token; a token: all of them that a token of an answer waits for, two a layer; 8,192 "
+        "tokens: all of them of so much of a prompt; hand-over: of one token to the next stage, and of 8,192."
     )
     return "\n".join([*lines, "", *wrap(legend, width)])
 
@@ -105,4 +109,10 @@ def _times(cost: WayCost) -> tuple[float, ...]:
 
 def _time(amount: float) -> str:
     """Microseconds too, which links are about."""
-    return seconds(amount) if amount >= 1e-3 else f"{amount * 1e6:.0f} us" if amount >= 9.95e-6 else f"{amount * 1e6:.1f} us"
+    return (
+        seconds(amount)
+        if amount >= 1e-3
+        else f"{amount * 1e6:.0f} us"
+        if amount >= 9.95e-6
+        else f"{amount * 1e6:.1f} us"
+    )

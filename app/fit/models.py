@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from textwrap import wrap
 
 from msgspec import Struct
 
 from app.fit.columns import columns
-from app.fit.words import gib
 from backend.planner.fit.known_model import KnownModel
 from kvcache.layout import build_layout
 from quant.kv_format import FP8, KVFormats
 
-_KIB = 1 << 10
 _MODEL_BYTES = 2
+# Contexts from which on keys and values are told in GiB.
+_LONG = 8192
 
 
 class ModelRow(Struct, frozen=True):
@@ -38,6 +39,11 @@ class ModelRow(Struct, frozen=True):
     served: bool
 
 
+def model_rows(models: Sequence[KnownModel], context: int = 1024) -> list[ModelRow]:
+    """A row each, with keys and values of `context` positions; for a list, of a thousand."""
+    return [model_row(model, context) for model in models]
+
+
 def model_row(model: KnownModel, context: int) -> ModelRow:
     """The row of a model, with keys and values of `context` positions."""
     parameters = model.facts.parameters + model.other_parameters
@@ -59,39 +65,47 @@ def _kv_bytes(model: KnownModel, context: int, formats: KVFormats) -> int:
     if not model.facts.layers:
         return states
     layout = build_layout(model.facts.layers, _MODEL_BYTES, formats=formats)
-    return states + sum(
-        layout.token_bytes(group) * min(context, group.window or context) for group in layout.groups
-    )
+    return states + sum(layout.token_bytes(group) * min(context, group.window or context) for group in layout.groups)
 
 
-def as_table(rows: Iterable[ModelRow], width: int = 80) -> str:
+def as_table(rows: Sequence[ModelRow], width: int = 80) -> str:
     """A line a model."""
-    rows = list(rows)
     context = rows[0].context if rows else 0
-    head = ("model", "parameters", "GiB", "KV", "at 8 bits", "longest", "served")
+    unit, name = (1 << 30, "GiB") if context >= _LONG else (1 << 20, "MiB")
+    head = ("model", "size", "GiB", f"KV {name}", "8 bits", "most")
     shown = [
         (
-            row.name,
-            _count(row.parameters),
-            gib(row.bytes),
-            gib(row.kv_bytes),
-            gib(row.kv_bytes_8),
-            f"{row.most:,}",
-            "yes" if row.served else "no",
+            row.name if row.served else f"{row.name}*",
+            _billions(row.parameters),
+            _amount(row.bytes / (1 << 30)),
+            _amount(row.kv_bytes / unit),
+            _amount(row.kv_bytes_8 / unit),
+            _binary(row.most),
         )
         for row in rows
     ]
-    return "\n".join(
-        [
-            *columns(head, shown, "<>>>>><", width),
-            "",
-            f"GiB: of all weights at 16 bits; KV: GiB of one sequence's keys and values at {context:,} tokens, in 16",
-            "bits, and at 8 bits with their scales; longest: the context it was made for; served: by this version.",
-            "Any other model of the hub can be asked for too: `shardwise fit org/name`.",
-        ]
+    legend = (
+        f"size: parameters; GiB: of all weights at 16 bits; KV: of one sequence's keys and values at {context:,} "
+        "tokens, in 16 bits, and in 8 with scales; most: the context it was made for. * is not served by this version. "
+        "Any other model can be asked for too: `shardwise fit org/name`."
     )
+    return "\n".join([*columns(head, shown, "<>>>>>", width), "", *wrap(legend, width)])
 
 
-def _count(parameters: int) -> str:
+def _amount(amount: float) -> str:
+    return f"{amount:,.0f}" if amount >= 99.95 else f"{amount:.1f}" if amount >= 9.995 else f"{amount:.2f}"
+
+
+def _billions(parameters: int) -> str:
     billions = parameters / 1e9
-    return f"{billions:,.0f} B" if billions >= 99.5 else f"{billions:.3g} B" if billions >= 1 else f"{parameters / 1e6:,.0f} M"
+    if billions < 1:
+        return f"{parameters / 1e6:,.0f} M"
+    return f"{billions:,.0f} B" if billions >= 99.5 else f"{billions:.3g} B"
+
+
+def _binary(tokens: int) -> str:
+    """128K for 131,072, as contexts are called; as digits where that is no round number."""
+    for unit, name in ((1 << 20, "M"), (1 << 10, "K")):
+        if tokens >= unit and tokens % unit == 0:
+            return f"{tokens // unit}{name}"
+    return f"{tokens:,}"

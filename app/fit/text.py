@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from textwrap import wrap
 
 from app.fit.columns import columns
 from app.fit.devices import device_lines, fullest, taken
 from app.fit.words import (
     BOUNDS,
-    VERDICTS,
     counted,
     dollars,
     formats,
@@ -18,16 +18,17 @@ from app.fit.words import (
     rate,
     seconds,
     seconds_between,
+    verdict_words,
 )
 from app.text_safety import clean, clean_line
-from backend.planner.fit.report import Cost, FitPlan, FitReport, Speed, WayOut
+from backend.planner.fit.report import Cost, FitPlan, FitReport, WayOut
 
 WIDTH = 80
 _PLAN_HEAD = ("#", "layout", "formats", "verdict", "context", "users", "first", "token", "tok/s", "$/1M", "run")
 _PLAN_ALIGN = "><<<>>>>>><"
 _LEGEND = (
-    "layout: tensor x stages x replicas, e for whole experts; formats: weights/kv, where kv is not the model's own; context: the largest; users: at "
-    "once, with the context asked for; run: whether this version can"
+    "layout: tensor x stages x replicas, e for whole experts; formats: weights/kv, where kv is not the model's own; "
+    "context: the largest; users: at once, with the context asked for; run: whether this version can"
 )
 # In the order in which a start takes them; others that a report has follow.
 _TERMS = ("weights", "kv", "activations", "graphs", "communication", "context", "streaming")
@@ -48,7 +49,7 @@ def as_text(report: FitReport, shown: int, bars: bool = False, width: int = WIDT
         _memory(report, shown, width),
         _best(report, best, bars, width),
         _ways_out(report.ways_out, width),
-        _command(report, best),
+        _command(report, best, width),
         _notes(report, best, width),
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block)
@@ -70,13 +71,14 @@ def _head(report: FitReport, best: FitPlan, width: int) -> list[str]:
         *_filled("model", f"{clean_line(report.model)}; {clean_line(report.source)}", width),
         *_filled("hardware", clean_line(report.hardware), width),
         *_filled("asked", asked, width),
-        *_filled("verdict", f"{VERDICTS[best.verdict.kind]}. {best.verdict.sentence}", width),
+        *_filled("verdict", verdict_words(best.verdict), width),
     ]
 
 
-def _filled(name: str, value: str, width: int) -> list[str]:
-    lines = wrap(value, width - 10, break_on_hyphens=False)
-    return [f"{name if not position else '':<10}{line}" for position, line in enumerate(lines)]
+def _filled(name: str, value: str, width: int, indent: int = 10) -> list[str]:
+    """A name with its value beside it, wrapped."""
+    lines = wrap(value, width - indent, break_on_hyphens=False)
+    return [f"{name if not position else '':<{indent}}{line}" for position, line in enumerate(lines)]
 
 
 def _plans(report: FitReport, shown: int, width: int) -> list[str]:
@@ -130,22 +132,41 @@ def _best(report: FitReport, best: FitPlan, bars: bool, width: int) -> list[str]
     return [
         *wrap(f"plan {number}: {layout_in_words(best)}", width, subsequent_indent="  "),
         *device_lines(best, bars),
-        *(speed_lines(best.speed, best.concurrency) if best.speed else []),
+        *speed_lines(best, width),
         *(_item(reason, width) for reason in best.reasons),
         *([_item(f"Not run by this version: {best.blocked}", width)] if best.blocked else []),
     ]
 
 
-def speed_lines(speed: Speed, concurrency: int) -> list[str]:
-    """Predicted times with their ranges, a line each; also what `serve --explain` says."""
-    at_once = f"with {counted(speed.sequences, 'sequence')} at once"
+def speed_lines(plan: FitPlan, width: int) -> list[str]:
+    """Predicted times with their ranges; also what `serve --explain` says. Nothing where nothing is predicted."""
+    speed = plan.speed
+    if speed is None:
+        return []
     throughput = speed.throughput
-    return [
-        f"  {'first token':<14} {seconds_between(speed.first_token)}, with nobody else waiting",
-        f"  {'token to token':<14} {seconds_between(speed.token)}; alone {seconds(speed.alone.likely)}",
-        f"  {'tokens/s':<14} {rate(throughput.likely)} ({rate(throughput.low)} to {rate(throughput.high)}) {at_once}",
-        f"  {'bound':<14} {BOUNDS[speed.bound]}; {_sent(speed.communication)}",
+    waits = "a step waits for copies from host memory" if plan.hosted and speed.bound == "link" else BOUNDS[speed.bound]
+    rows = (
+        ("first token", f"{seconds_between(speed.first_token)}, with nobody else waiting"),
+        ("token to token", f"{seconds_between(speed.token)}; alone {seconds(speed.alone.likely)}"),
+        (
+            "tokens/s",
+            f"{rate(throughput.likely)} ({rate(throughput.low)} to {rate(throughput.high)}), "
+            f"{counted(speed.sequences, 'sequence')} at once",
+        ),
+        ("bound", f"{waits}; {_sent(speed.communication)}"),
+    )
+    return [f"  {line}" for name, value in rows for line in _filled(name, value, width - 2, 15)]
+
+
+def plan_outlook(model: str, plan: FitPlan, width: int = WIDTH) -> str:
+    """The verdict and the times of a plan that was decided elsewhere: what `serve --explain` adds."""
+    lines = [
+        *_filled("verdict", verdict_words(plan.verdict), width),
+        "predicted",
+        *speed_lines(plan, width),
     ]
+    hint = f"`shardwise fit {clean_line(model)}` compares other formats, GPUs and contexts, and says what it costs."
+    return "\n".join([*lines, "", *wrap(hint, width)])
 
 
 def _sent(count: int) -> str:
@@ -168,17 +189,18 @@ def _way_out(way: WayOut) -> str:
     return f"{way.what.rstrip('.')}{option}{gives.rstrip('.')}."
 
 
-def _command(report: FitReport, best: FitPlan) -> list[str]:
-    """How to run it, on one line, so that it can be copied."""
+def _command(report: FitReport, best: FitPlan, width: int) -> list[str]:
+    """How to run it, so that it can be copied: lines that are too long go on behind a backslash, as shells read it."""
     if report.best is None or not best.runnable:
         return []
-    return ["run it with", f"  {serve_command(report, best)}"]
+    first, *others = wrap(serve_command(report, best), width - 6, break_on_hyphens=False, break_long_words=False)
+    return ["run it with", " \\\n".join([f"  {first}", *(f"    {line}" for line in others)])]
 
 
 def serve_command(report: FitReport, plan: FitPlan) -> str:
     """What runs the plan with the report's engine."""
     program = "vllm serve" if report.ask.engine == "vllm" else "shardwise serve"
-    return " ".join((program, clean_line(report.model), *plan.options))
+    return " ".join((program, quote(clean_line(report.model)), *map(quote, plan.options)))
 
 
 def _notes(report: FitReport, best: FitPlan, width: int) -> list[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from backend.planner.fit.report import Bound, FitPlan, Interval, VerdictKind
+from app.text_safety import clean
+from backend.planner.fit.report import Bound, FitPlan, Interval, Verdict, VerdictKind
 
 VERDICTS: Mapping[VerdictKind, str] = MappingProxyType(
     {
@@ -24,6 +25,12 @@ BOUNDS: Mapping[Bound, str] = MappingProxyType(
     }
 )
 _GIB = 1 << 30
+
+
+def verdict_words(verdict: Verdict) -> str:
+    """The kind, and the sentence that says why."""
+    sentence = clean(verdict.sentence)
+    return f"{VERDICTS[verdict.kind]}. {sentence[:1].upper()}{sentence[1:]}"
 
 
 def gib(count: int) -> str:
@@ -75,8 +82,12 @@ def layout_in_words(plan: FitPlan) -> str:
 
 
 def formats(plan: FitPlan) -> str:
-    """Weights/kv: "nf4/fp8"; of keys and values in the model's own format nothing is said: "nf4"."""
-    return plan.weights if plan.kv_format == "model" else f"{plan.weights}/{plan.kv_format}"
+    """Weights/kv: "nf4/fp8"; of keys and values in the model's own format nothing is said: "nf4".
+
+    "nf4+host" has layers in host memory.
+    """
+    weights = f"{plan.weights}+host" if plan.hosted else plan.weights
+    return weights if plan.kv_format == "model" else f"{weights}/{plan.kv_format}"
 
 
 def counted(count: int, noun: str) -> str:

@@ -30,6 +30,7 @@ class _Row(Struct, frozen=True):
     notes: str = ""
     total_params_computed: int | None = None
     active_params_computed: int | None = None
+    kv_bytes_per_token_16bit_full_attn_layers: int | None = None
     stored_bytes: int | None = None
 
 
@@ -42,7 +43,8 @@ class CatalogueModel:
         label: for people.
         aliases: other names of models with the same dimensions.
         dimensions: its sizes; packing: how the variant's checkpoint is packed, by a name of `packings`.
-        parameters, active: of the text model, for lists; active those that a token passes; None where not computed.
+        parameters, active: of the text model, for lists; active those that a token passes; None where not counted.
+        kv_bytes: of one token, of the layers that keep every position, at two bytes an element.
         source: where the dimensions come from.
     """
 
@@ -53,6 +55,7 @@ class CatalogueModel:
     packing: str
     parameters: int | None
     active: int | None
+    kv_bytes: int | None
     source: str
     notes: str = ""
     stored_bytes: int | None = None
@@ -117,6 +120,7 @@ def _model(line: bytes) -> CatalogueModel:
         packing=dimensions.quant or "model",
         parameters=row.total_params_computed,
         active=row.active_params_computed,
+        kv_bytes=row.kv_bytes_per_token_16bit_full_attn_layers,
         source=row.source,
         notes=row.notes,
         stored_bytes=row.stored_bytes,
@@ -125,8 +129,11 @@ def _model(line: bytes) -> CatalogueModel:
 
 # Words of a name that leave dimensions as they are.
 _MANNER = frozenset(
-    "instruct chat it hf base pt text thinking preview bf16 fp16 meta nvidia dynamic quantized gguf gptq awq fp8 int4 "
-    "int8 w8a8 w4a16 w8a16 nvfp4 fp4 mxfp4 bnb 4bit 8bit unsloth block marlin autoround llm compressed tensors".split()
+    (
+        *("instruct", "chat", "it", "hf", "base", "pt", "text", "thinking", "preview", "meta", "nvidia", "unsloth"),
+        *("bf16", "fp16", "dynamic", "block", "quantized", "gguf", "gptq", "awq", "marlin", "autoround", "bnb"),
+        *("fp8", "int4", "int8", "w8a8", "w4a16", "w8a16", "nvfp4", "fp4", "mxfp4", "4bit", "8bit"),
+    )
 )
 _QUANT = re.compile(r"[._-]((?:iq|q|tq)\d\w*|bf16|f16|f32|mxfp4)\.gguf$")
 # Organizations whose FP8 checkpoints have a scale for each block of 128 by 128, or one for a whole weight.

@@ -16,7 +16,7 @@ def about(likely: float) -> Interval:
     return Interval(low=likely * 0.8, likely=likely, high=likely * 1.25)
 
 
-def use(gpu: int | None, *, machine: int = 0, stage: int = 0, unused: float = 4.0, **terms: float) -> GpuUse:
+def use(gpu: int | None, terms: dict[str, float], *, machine: int = 0, stage: int = 0, unused: float = 4.0) -> GpuUse:
     """A device of 79 GiB of which 75 may be used; terms in GiB."""
     return GpuUse(
         machine=machine,
@@ -42,7 +42,7 @@ def plan(**changes: Any) -> FitPlan:
         "weights": "model",
         "kv_format": "model",
         "hosted": 0,
-        "devices": (use(0, **terms), use(1, **terms)),
+        "devices": (use(0, terms), use(1, terms)),
         "kv_tokens": 449_000,
         "largest_context": 131_072,
         "concurrency": 54,
@@ -75,7 +75,7 @@ def too_large(**changes: Any) -> FitPlan:
     verdict = Verdict("too large", "weights", 131 * GIB, 75 * GIB, "The weights take 131 GiB of the 75 GiB usable.")
     fields: dict[str, Any] = {
         "tensor": 1,
-        "devices": (use(0, unused=-57.0, weights=131.0, context=0.5),),
+        "devices": (use(0, {"weights": 131.0, "context": 0.5}, unused=-57.0),),
         "kv_tokens": 0,
         "largest_context": 0,
         "concurrency": 0,

@@ -1,4 +1,4 @@
-"""Every model of the catalogue on every hardware string: `python -m tests.fit.catalogue` prints the slowest, and failures.
+"""Every model of the catalogue on every hardware string: `python -m tests.fit.catalogue` prints the slowest.
 
 One process, offline; the time is what `shardwise fit` takes after it has started. `--limit 0.5` names slower answers.
 """
@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 from app.fit.text import as_text
 from app.fitting import fit_reports
 from backend.errors import ShardwiseError
-from backend.library.model_catalogue import catalogue_names
+from backend.library.model_table import catalogue
 from backend.planner.fit.ask import FitAsk
 
 # What people have and rent: of the README, the design and the decision tables.
@@ -73,14 +74,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--limit", type=float, default=0.5, help="Seconds that an answer may take.")
     parser.add_argument("--slowest", type=int, default=10, help="How many of the slowest to print.")
+    parser.add_argument("--every", type=int, default=1, help="Ask of every Nth model only.")
     options = parser.parse_args()
-    answers = [answer(model, hardware) for model in catalogue_names() for hardware in HARDWARE]
+    names = [model.id for model in catalogue()][:: options.every]
+    answers = [answer(model, hardware) for model in names for hardware in HARDWARE]
     failed = [each for each in answers if each.failure]
     slow = [each for each in answers if each.seconds > options.limit]
     for each in sorted(answers, key=lambda one: -one.seconds)[: options.slowest]:
         print(f"{each.seconds:7.3f} s  {each.model} on {each.hardware}")
-    for each in failed:
-        print(f"failed: {each.model} on {each.hardware}: {each.failure}")
+    for failure, count in Counter(each.failure for each in failed).most_common():
+        first = next(each for each in failed if each.failure == failure)
+        print(f"failed {count} times: {first.model} on {first.hardware}: {failure}")
+    for hardware, count in Counter(each.hardware for each in slow).most_common():
+        print(f"slow {count} times: {hardware}")
     times = sorted(each.seconds for each in answers)
     print(
         f"{len(answers)} answers, {len(failed)} failed, {len(slow)} took more than {options.limit} s; "

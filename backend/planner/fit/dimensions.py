@@ -1,16 +1,20 @@
 """Dimensions: a model by its sizes, as a config or the catalogue gives them. What follows of them is `compose`'s.
 
-Public: Dimensions, and its parts Experts, Latent, Indexer, DeltaNet, Mamba, Heads.
+Public: Dimensions, and its parts Experts, Latent, Indexer, Compressed, DeltaNet, Mamba, Heads.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 from msgspec import Struct
 
-# One letter a layer; a pattern that is shorter than the model repeats.
-FULL, SLIDING, CHUNKED, DELTA = "F", "S", "C", "L"
-# Layers of hybrids that have a mixer or an MLP, not both: attention, Mamba, MLP, experts.
+# What a layer is, one letter each in a pattern. Attention over all positions, a window, a chunk; gated delta net;
+# attention to a window and to what is compressed 4-fold, or 128-fold.
+FULL, SLIDING, CHUNKED, DELTA, LIGHT, HEAVY = "F", "S", "C", "L", "l", "h"
+# Layers of hybrids that have one thing only: attention, Mamba, an MLP, experts.
 ATTENTION_ALONE, MAMBA_ALONE, MLP_ALONE, EXPERTS_ALONE = "*", "M", "-", "E"
+ALONE = (ATTENTION_ALONE, MAMBA_ALONE, MLP_ALONE, EXPERTS_ALONE)
 
 
 class Experts(Struct, frozen=True):
@@ -20,9 +24,9 @@ class Experts(Struct, frozen=True):
         experts, active, moe_intermediate: how many a layer has, how many a token passes, how wide each is.
         shared_intermediate_total: width of what every token passes beside them, 0 for none.
         dense_layers: the first layers that have an MLP instead; with `interleave_step` n, all but every nth.
-        bias: whether experts and router have biases. shared_gate: whether the shared one has a gate.
-        sandwich: norms that a layer with experts has beside the others. scales: single numbers it has, by expert.
-        beside_dense: each layer has an MLP of `intermediate` columns as well.
+        bias: whether experts and router have biases. shared_gate: whether the shared expert has a gate.
+        beside_dense: whether a layer has an MLP of `intermediate` columns as well.
+        extra: parameters that a layer has beside all that (scales, norms of its parts).
     """
 
     experts: int
@@ -34,13 +38,21 @@ class Experts(Struct, frozen=True):
     bias: bool = False
     shared_gate: bool = False
     beside_dense: bool = False
+    extra: int = 0
 
 
 class Indexer(Struct, frozen=True):
-    """What chooses the keys that a layer attends to: its heads, and what it keeps of a position."""
+    """What chooses the keys that a layer attends to; of each position it keeps a key of its own.
+
+    `layers` tells with a letter a layer ("1" or "0") which have one; all where it is empty.
+    """
 
     heads: int
     head_dim: int
+    layers: str = ""
+
+    def is_in(self, layer: int) -> bool:
+        return not self.layers or self.layers[layer % len(self.layers)] == "1"
 
 
 class Latent(Struct, frozen=True):
@@ -52,6 +64,24 @@ class Latent(Struct, frozen=True):
     v_head_dim: int
     q_lora_rank: int | None = None
     indexer: Indexer | None = None
+
+
+class Compressed(Struct, frozen=True):
+    """Attention with one KV head, to a window and to compressed keys (DeepSeek-V4).
+
+    Attributes:
+        q_lora_rank, output_groups, output_rank: of the products that make queries, and the output in two steps.
+        light, heavy: how many positions become one; light layers have an indexer.
+        streams: hidden states side by side, which small products mix.
+    """
+
+    q_lora_rank: int
+    output_groups: int
+    output_rank: int
+    light: int
+    heavy: int
+    streams: int
+    indexer: Indexer
 
 
 class DeltaNet(Struct, frozen=True):
@@ -75,7 +105,7 @@ class Mamba(Struct, frozen=True):
 
 
 class Heads(Struct, frozen=True):
-    """Attention of a kind of layers that differs from the others'; None as the others have it."""
+    """Attention of one kind of layers that differs from the others'; None as they have it."""
 
     heads: int | None = None
     kv_heads: int | None = None
@@ -90,21 +120,21 @@ class Dimensions(Struct, frozen=True, kw_only=True):
     Attributes:
         arch: transformers' class name.
         head_dim: of queries and keys; None for `hidden / heads`. value_dim: of values where it differs.
-        intermediate: columns of a dense MLP; 0 where there is none.
+        intermediate: columns of a dense MLP; None where there is none.
         sliding_window: positions that a sliding layer (or a chunk) sees.
         layer_pattern: letters as above, repeated to the count of layers; empty where all are alike.
         full, sliding: attention of these kinds of layers where it differs.
         quant: how the checkpoint is packed, by a name of `packings`; None for not at all.
         qkv_bias, output_bias, mlp_bias, norm_bias, head_bias: which biases there are.
-        qk_norm: "head" for a norm of each head's queries and keys, "all" for one of all heads', "query" for queries'.
+        qk_norm: "head" for norms of one head's size for queries and keys, "all" for norms over all heads together.
         output_gate: whether queries come with a gate as large; head_gate: with one number a head.
-        sinks: "all", "sliding" or "": which layers have a number for each head.
-        norms: a layer's, of the hidden size. final_norm: whether one follows the layers.
-        gated_mlp: whether an MLP multiplies two products.
-        extra_parameters: of the text model that nothing else here tells, whole on every rank.
-        rope_tables: positions and rotated elements of each table of cosines and sines that an engine keeps; empty for
-            one of the longest context.
-        rotary_share: part of a head that is rotated.
+        sinks: which layers have a number for each head.
+        indexer: of attention without latents.
+        norms: a layer's, of the hidden size. gated_mlp: whether an MLP multiplies two products.
+        extra_parameters: of the text model, that nothing else here tells; whole on every rank.
+        other_parameters: outside the text model.
+        rope_tables: positions and rotated elements of each table of cosines and sines; empty for one of the longest
+            context. rotary_share: part of a head that is rotated.
     """
 
     layers: int
@@ -126,6 +156,7 @@ class Dimensions(Struct, frozen=True, kw_only=True):
     sliding: Heads | None = None
     moe: Experts | None = None
     mla: Latent | None = None
+    compressed: Compressed | None = None
     delta: DeltaNet | None = None
     mamba: Mamba | None = None
     indexer: Indexer | None = None
@@ -134,12 +165,11 @@ class Dimensions(Struct, frozen=True, kw_only=True):
     mlp_bias: bool = False
     norm_bias: bool = False
     head_bias: bool = False
-    qk_norm: str = ""
+    qk_norm: Literal["", "head", "all"] = ""
     output_gate: bool = False
     head_gate: bool = False
-    sinks: str = ""
+    sinks: Literal["", "sliding", "all"] = ""
     norms: int = 2
-    final_norm: bool = True
     gated_mlp: bool = True
     extra_parameters: int = 0
     other_parameters: int = 0
@@ -151,3 +181,11 @@ class Dimensions(Struct, frozen=True, kw_only=True):
         """The letter of each layer."""
         unit = self.layer_pattern or (SLIDING if self.sliding_window else FULL)
         return (unit * -(-self.layers // len(unit)))[: self.layers]
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether that layer has experts where others have an MLP."""
+        if self.moe is None:
+            return False
+        if self.moe.interleave_step > 1:
+            return (layer + 1) % self.moe.interleave_step == 0
+        return layer >= self.moe.dense_layers

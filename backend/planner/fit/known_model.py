@@ -50,6 +50,7 @@ class KnownModel:
         states: layers that keep something else.
         other_parameters: outside the text model (image and sound encoders): engines that serve them load these too,
             whole on every rank unless they say otherwise.
+        rope_elements: of the tables of cosines and sines over all positions, which vLLM keeps in the model's dtype.
         exact: whether weights are known tensor by tensor, rather than from dimensions.
     """
 
@@ -60,4 +61,5 @@ class KnownModel:
     unserved: str = ""
     states: tuple[StateLayers, ...] = ()
     other_parameters: int = 0
+    rope_elements: int = 0
     exact: bool = False

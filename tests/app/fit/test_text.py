@@ -36,10 +36,11 @@ def test_the_head_says_the_verdict_in_words() -> None:
 
 def test_a_plan_is_a_line_and_one_that_does_not_fit_has_no_speed() -> None:
     lines = section(as_text(report(plan(), too_large()), 8), "plans, best first")
-    rows = [line.split() for line in lines[1:4]]
-    assert rows[0] == ["#", "layout", "formats", "verdict", "context", "users", "first", "token", "tok/s", "$/1M", "run"]
-    assert rows[1] == "1 2x1x1 model roomy 131,072 54 92 ms 21 ms 1,234 2.31 yes".split()
-    assert rows[2] == "2 1x1x1 model too large - - - - - - no".split()
+    assert [" ".join(line.split()) for line in lines[1:4]] == [
+        "# layout formats verdict context users first token tok/s $/1M run",
+        "1 2x1x1 model roomy 131,072 54 92 ms 21 ms 1,234 2.31 yes",
+        "2 1x1x1 model too large - - - - - - no",
+    ]
 
 
 def test_plans_beyond_those_asked_for_are_counted() -> None:
@@ -49,7 +50,7 @@ def test_plans_beyond_those_asked_for_are_counted() -> None:
 
 
 def test_the_fullest_devices_terms_add_up() -> None:
-    uneven = plan(devices=(use(0, unused=9, weights=60, kv=6), use(1, unused=1, weights=70, kv=4)))
+    uneven = plan(devices=(use(0, {"weights": 60, "kv": 6}, unused=9), use(1, {"weights": 70, "kv": 4}, unused=1)))
     head, row = (line.split() for line in section(as_text(report(uneven), 8), "memory of the fullest")[1:])
     assert head == ["#", "weights", "kv", "sum", "usable", "of"]
     assert row == ["1", "70.0", "4.00", "74.0", "75.0", "79.0"]
@@ -57,14 +58,14 @@ def test_the_fullest_devices_terms_add_up() -> None:
 
 def test_devices_that_are_alike_stand_together_and_others_apart() -> None:
     same = {"weights": 60.0, "kv": 6.0}
-    devices = (use(0, **same), use(1, **same), use(2, weights=20.0), use(3, **same))
+    devices = (use(0, same), use(1, same), use(2, {"weights": 20.0}), use(3, same))
     text = as_text(report(plan(devices=devices)), 8)
     assert "  GPU 0-1, 3: NVIDIA H100 80GB HBM3" in text
     assert "  GPU 2: NVIDIA H100 80GB HBM3" in text
 
 
 def test_machines_are_named_where_there_are_several() -> None:
-    devices = tuple(use(gpu, machine=machine, weights=30.0) for machine in (0, 1) for gpu in (0, 1))
+    devices = tuple(use(gpu, {"weights": 30.0}, machine=machine) for machine in (0, 1) for gpu in (0, 1))
     assert "  machine 0 GPU 0-1; machine 1 GPU 0-1: NVIDIA H100 80GB HBM3" in as_text(report(plan(devices=devices)), 8)
 
 
