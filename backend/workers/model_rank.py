@@ -69,10 +69,12 @@ class ModelRank:
     def load(self, order: Load, on_progress: OnProgress) -> Loaded:
         plan, settings = order.plan, order.settings
         device = _take_device(plan, order.rank)
-        before = held_on(device)
+        communication = None
         if len(plan.ranks) > 1:
+            _load_libraries(device)
+            before = held_on(device)
             self._group = CountedGroup(_open_group(order, device))
-        communication = max(0, held_on(device) - before) if self._group is not None else None
+            communication = max(0, held_on(device) - before)
         model, team = load_served(settings, plan, on_progress, order.rank, self._group)
         whole = build_layout(order.layers, model.dtype.itemsize, PAGE_TOKENS, parse_kv_formats(plan.kv_format))
         layout = rank_layout(whole, model.facts.layers)
@@ -125,6 +127,17 @@ def _take_device(plan: Plan, rank: int) -> torch.device:
     if own.numa_node is not None:
         stay_near(own.numa_node)
     return device
+
+
+def _load_libraries(device: torch.device) -> None:
+    """What the group and the model's kernels both load, so that it does not count as what the group takes."""
+    from backend.parallel import open_group as _group
+
+    if device.type == "cpu":
+        from backend.surgery import processor_kernels as _kernels
+
+        del _kernels
+    del _group
 
 
 def _open_group(order: Load, device: torch.device) -> Group:

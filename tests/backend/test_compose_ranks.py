@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from backend.compose_engine import ComposedEngine, compose_engine
+from backend.compose_engine import ComposedEngine, compose_engine, plan_engine
 from backend.compose_ranks import UNMEASURED, compose_ranks, ranks_to_expect
 from backend.engine_settings import EngineSettings
 from backend.errors import SettingError
@@ -79,8 +79,9 @@ def close(composed: ComposedEngine) -> None:
 
 
 def test_two_ranks_answer_as_one_does_also_when_pages_go_to_the_host_and_back(files: ModelFiles, home: Path) -> None:
-    alone = compose_engine(settings(files), quiet)
+    alone = compose_engine(settings(files, kv_pool=1 << 20), quiet)
     assert alone.rank_pids == (os.getpid(),)
+    assert alone.plan == plan_engine(settings(files, kv_pool=1 << 20))
     check_measured(alone)
     wanted = answers(alone)
     check_measured(alone)

@@ -12,18 +12,23 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import psutil
 import pytest
+import structlog
+from msgspec.structs import replace
 
 from backend.engine_settings import EngineSettings
 from backend.errors import EngineUnavailableError
 from backend.events import End, EngineStatistics, Start, Token
 from backend.library.files import ModelFiles
-from backend.messages import StepOutput
+from backend.measured_rank import MeasuredRank
+from backend.messages import Ready, StepOutput
+from backend.planner.plan import MemoryTerm, Rank
 from backend.request import Request, Sampling
 from backend.revival import RevivalPolicy
 from backend.supervisor import CACHE_COUNTERS, EngineSupervisor
 from kvcache.statistics import CacheMap, CacheStatistics
 from tests.fakes.engine_main import PAGES
 from tests.fakes.engine_options import EngineOptions, expected_answer
+from tests.fakes.plans import plan
 
 SETTINGS = EngineSettings(files=ModelFiles(name="test", format="gguf", weights=("/w",), folder="/w", bytes=1))
 PROMPT = (1, 2, 3)
@@ -329,3 +334,16 @@ async def test_who_waits_for_a_measurement_is_not_left_waiting_by_a_death() -> N
         assert await waiting == ()
         await running
         assert len(await supervisor.measure()) == 1
+
+
+async def test_memory_that_differs_from_the_plan_is_logged_once_it_is_known() -> None:
+    planned = plan(ranks=(Rank(0, "cpu", (MemoryTerm("weights", 1 << 30),)),))
+    ready = Ready(planned, 64, 97, (1,), (1,), ("cpu",))
+    for size, said in ((2 << 30, 1), (1 << 30, 0)):
+        supervisor = EngineSupervisor(SETTINGS)
+        measured = (MeasuredRank(0, "cpu", (MemoryTerm("weights", size),), size),)
+        with structlog.testing.capture_logs() as logs:
+            supervisor._receive(replace(ready, measured=measured))
+        found = [entry["difference"] for entry in logs if entry["event"] == "memory differs from the plan"]
+        assert len(found) == said
+        assert all("2048 MiB measured, 1024 MiB planned" in line for line in found)
