@@ -1,4 +1,4 @@
-"""StepTime: what one step of one stage waits for. Which steps an answer takes is `prediction`'s."""
+"""StepTime: what one step of one stage waits for. Which steps an answer takes is `forecast`'s."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from dataclasses import dataclass
 
 from backend.planner.fit.report import Bound
 from backend.planner.timing.communication import all_reduce_seconds
-from backend.planner.timing.efficiency import Efficiency, Outlook, efficiency, link_factor
-from backend.planner.timing.pace import Pace, pace
-from backend.planner.timing.work import RankWork, StageWork, Work
-from kvcache.layout import LayerCache
+from backend.planner.timing.device_speed import DeviceSpeed, NumberKind
+from backend.planner.timing.efficiency import EXPERTS_READING, Outlook, efficiency, link_factor, pages_reading, widened
+from backend.planner.timing.pace import Pace
+from backend.planner.timing.totals import RankTotals, StageTotals
 
-# Attention multiplies at this part of what linears reach: softmax runs between its two products.
-_ATTENDING = 0.7
+# A layer with experts has so many more kernels, as a part of the others: it sorts rows by expert and adds them up.
+_EXPERT_KERNELS = 0.8
+
+# Seconds of reading and of multiplying.
+_Part = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,111 +74,102 @@ class StepTime:
         )
 
 
-def stage_time(work: Work, stage: StageWork, load: Load, engine: str, outlook: Outlook = "likely") -> StepTime:
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What all stages of a step have in common.
+
+    Attributes:
+        row_bytes: of a hidden state, as it is sent.
+        number: what weights are multiplied as.
+        experts: of a layer over all ranks, where each has whole ones; else 0.
+    """
+
+    pace: Pace
+    row_bytes: int
+    number: NumberKind
+    experts: int
+    outlook: Outlook
+
+
+def stage_time(stage: StageTotals, load: Load, setting: Setting) -> StepTime:
     """One stage's part of a step.
 
     Ranks wait for each other after attention, after MLPs and at the end, so each of these takes what the slowest takes.
     Of each, reading and multiplying run beside each other, and the longer one counts (a roofline); pages are read
     after linears have multiplied.
     """
-    own_pace = pace(engine, stage.ranks[0].device.family)
-    rows = [list(_phases(work, rank, load, len(stage.ranks), outlook)) for rank in stage.ranks]
+    rows = [list(_phases(rank, load, setting, stage.ranks)) for rank in stage.different]
     slowest = [max(phase, key=sum) for phase in zip(*rows, strict=True)]
     memory, compute = (sum(part[kind] for part in slowest) for kind in (0, 1))
-    streamed = max(_streamed(rank) for rank in stage.ranks)
-    link = _adding(work, stage, load, own_pace) * link_factor(outlook)
-    launch = own_pace.layer_seconds(outlook) * stage.ranks[0].layers
+    streamed = max(rank.streamed for rank in stage.different)
+    link = _adding(stage, load, setting) * link_factor(setting.outlook)
+    mixing = 1 + _EXPERT_KERNELS * stage.mixture
+    launch = setting.pace.layer_seconds(setting.outlook) * stage.layers * mixing
     return StepTime(memory, compute, link + max(0.0, streamed - memory - compute), launch)
 
 
-def step_overhead(work: Work, load: Load, engine: str) -> StepTime:
-    """Scheduling and sampling, once a step whatever the stages."""
-    own = pace(engine, work.stages[0].ranks[0].device.family)
-    return StepTime(0.0, 0.0, 0.0, own.step + own.sequence * load.sequences)
+def _phases(rank: RankTotals, load: Load, setting: Setting, ranks: int) -> Iterator[_Part]:
+    """Attention's linears, its pages, MLPs, output, and what lies between products."""
+    device, number = rank.device, setting.number
+    reached = efficiency(device, number, setting.outlook)
+    read_rate = device.memory * 1e9 * reached.reading * setting.pace.reading(device.family)
+    rate = device.products(number) * 1e12 * reached.multiplying
+    linear_rate = read_rate * _widening(device, rank.stored, number)
+    yield _longer(rank.attention * rank.stored / linear_rate, 2 * rank.attention * load.rows / rate)
+    yield _pages(rank, load, read_rate * pages_reading(device), setting.outlook)
+    passed, multiplied = _experts(rank, load, setting.experts, ranks)
+    reading = rank.columns * rank.stored / linear_rate
+    if passed:
+        expert_rate = read_rate * EXPERTS_READING * _widening(device, rank.expert_stored, number)
+        reading += passed * rank.expert_stored / expert_rate
+    yield _longer(reading, (2 * rank.columns * load.rows + multiplied / reached.experts) / rate)
+    yield _longer(rank.output * rank.element / read_rate, 2 * rank.output * load.sampled / rate)
+    yield (rank.between * load.rows + rank.logits * load.sampled) / read_rate, 0.0
 
 
-def _phases(work: Work, rank: RankWork, load: Load, ranks: int, outlook: Outlook) -> Iterator[tuple[float, float]]:
-    """Seconds of reading and of multiplying, one of which is 0: attention's linears, its pages, MLPs, output."""
-    share, reached = rank.share, efficiency(rank.device, work.number, outlook)
-    stored = _stored(rank)
-    attention = share.attention_parameters + share.replicated_parameters
-    yield _roofline(work, rank, reached, attention * stored, 2 * attention * load.rows)
-    yield _pages(rank, load, outlook)
-    columns = sum(part.parameters for part in share.columns)
-    read, multiplied = _experts(work, rank, load, ranks)
-    operations = 2 * columns * load.rows + multiplied / reached.experts
-    yield _roofline(work, rank, reached, columns * stored + read, operations)
-    output = share.output_parameters
-    yield _roofline(work, rank, reached, output * rank.element, 2 * output * load.sampled)
+def _widening(device: DeviceSpeed, stored: float, number: NumberKind) -> float:
+    return widened(device, 8 * stored) if device.multiplies(number) == "bf16" else 1.0
 
 
-def _roofline(work: Work, rank: RankWork, reached: Efficiency, read: float, operations: float) -> tuple[float, float]:
-    reading = read / (rank.device.memory * 1e9 * reached.reading)
-    multiplying = operations / (rank.device.products(work.number) * 1e12 * reached.multiplying)
+def _longer(reading: float, multiplying: float) -> _Part:
+    """A roofline: what takes less runs beside the other."""
     return (reading, 0.0) if reading >= multiplying else (0.0, multiplying)
 
 
-def _stored(rank: RankWork) -> float:
-    """Bytes of a parameter of its linears, as stored."""
-    share = rank.share
-    apart = share.expert_parameters if rank.expert_bytes is not None else 0
-    held = rank.weight_bytes - share.vocabulary_parameters * rank.element - (rank.expert_bytes or 0)
-    count = share.parameters - share.vocabulary_parameters - apart
-    return max(0.0, held / count) if count > 0 else 0.0
-
-
-def _experts(work: Work, rank: RankWork, load: Load, ranks: int) -> tuple[float, float]:
-    """Bytes of experts that the rows pass, and operations.
+def _experts(rank: RankTotals, load: Load, whole: int, ranks: int) -> tuple[float, float]:
+    """Parameters of experts that the rows pass, and operations.
 
     Of E experts with k active, E (1 - (1 - k/E)^rows) are passed, if all are equally likely. Where ranks have whole
     experts, the one that most rows go to is waited for: with m rows on average, about sqrt(2 m ln(ranks)) more.
     """
-    share, rows = rank.share, load.rows
-    if not share.experts or rows <= 0:
-        return 0.0, 0.0
-    stored = rank.expert_bytes / share.expert_parameters if rank.expert_bytes is not None else _stored(rank)
-    read = operations = 0.0
-    for part in share.experts:
-        chance = min(1.0, max(1, share.active_experts) / (work.experts or part.count))
-        passed = 1 - (1 - chance) ** rows
+    passed = operations = 0.0
+    for count, parameters in rank.experts if load.rows > 0 else ():
+        chance = min(1.0, rank.active / (whole or count))
         uneven = 1.0
-        if work.experts and ranks > 1:
-            uneven += math.sqrt(2 * math.log(ranks) / max(1.0, rows * chance * part.count))
-        read += part.parameters * min(1.0, passed * uneven) * stored
-        operations += 2 * part.parameters * chance * rows * min(uneven, float(ranks))
-    return read, operations
+        if whole and ranks > 1:
+            uneven += math.sqrt(2 * math.log(ranks) / max(1.0, load.rows * chance * count))
+        passed += parameters * min(1.0, (1 - (1 - chance) ** load.rows) * uneven)
+        operations += 2 * parameters * chance * load.rows * min(uneven, float(ranks))
+    return passed, operations
 
 
-def _pages(rank: RankWork, load: Load, outlook: Outlook) -> tuple[float, float]:
+def _pages(rank: RankTotals, load: Load, read_rate: float, outlook: Outlook) -> _Part:
     """Reading K and V (and states) of all sequences, or attention's products, whichever is longer."""
-    share, reached = rank.share, efficiency(rank.device, "bf16", outlook)
-    elements = sum(layer.kv_heads * (layer.key_size + layer.stored_values) for layer in share.layers)
-    read = operations = 0.0
-    for layer, heads in zip(share.layers, share.heads, strict=True):
-        part = layer.kv_heads * (layer.key_size + layer.stored_values) / elements if elements else 0.0
-        read += load.sequences * _seen(layer, load.positions) * part * rank.kv_bytes
-        attended = load.sequences * _seen(layer, load.positions) + load.prompt * _seen(layer, load.seen)
-        operations += 2 * heads * (layer.key_size + layer.value_size) * attended
-    read += 2 * load.sequences * rank.state_bytes
-    reading = read / (rank.device.memory * 1e9 * reached.reading)
-    multiplying = operations / (rank.device.bf16 * 1e12 * reached.multiplying * _ATTENDING)
-    return (reading, 0.0) if reading >= multiplying else (0.0, multiplying)
+    read = 2.0 * load.sequences * rank.state_bytes
+    operations = 0.0
+    for pages in rank.pages:
+        decoded = load.sequences * pages.seen(load.positions)
+        read += decoded * pages.bytes
+        operations += (decoded + load.prompt * pages.seen(load.seen)) * pages.operations
+    multiplying = efficiency(rank.device, "bf16", outlook).multiplying
+    return _longer(read / read_rate, operations / (rank.device.bf16 * 1e12 * multiplying))
 
 
-def _seen(layer: LayerCache, positions: float) -> float:
-    return positions if layer.window is None else min(positions, layer.window)
-
-
-def _streamed(rank: RankWork) -> float:
-    """Seconds to copy what lies in host memory."""
-    return rank.hosted_bytes / (rank.host_rate * 1e9) if rank.hosted_bytes and rank.host_rate else 0.0
-
-
-def _adding(work: Work, stage: StageWork, load: Load, own: Pace) -> float:
+def _adding(stage: StageTotals, load: Load, setting: Setting) -> float:
     """Two all-reduces a layer, of a hidden state for each row."""
-    ranks = len(stage.ranks)
-    if ranks < 2:
+    if stage.ranks < 2 or stage.link is None:
         return 0.0
-    count = int(load.rows * work.hidden * work.element)
-    one = all_reduce_seconds(stage.link, ranks, count, own.own_all_reduce)
-    return 2 * stage.ranks[0].layers * (one + (own.eager_call if stage.link is not None else 0.0))
+    count = int(load.rows * setting.row_bytes)
+    one = all_reduce_seconds(stage.link, stage.ranks, count, setting.pace.own_all_reduce)
+    times = setting.pace.mixture_exchanges if stage.mixture else 2
+    return times * stage.layers * (one + setting.pace.eager_call)

@@ -60,7 +60,8 @@ def total(plan: Plan, rank: int) -> int:
 @pytest.mark.parametrize(
     ("machine", "model", "ranks"),
     [
-        ("dgx", "starter", 1), ("dgx", "8b", 8), ("dgx", "70b", 8), ("dgx", "30b-a3b", 4),
+        # Of 30b-a3b a token reads 3.3 of 30 billion parameters: adding up takes longer than dividing these saves.
+        ("dgx", "starter", 1), ("dgx", "8b", 8), ("dgx", "70b", 8), ("dgx", "30b-a3b", 1),
         ("seven", "70b", 7), ("seven", "8b", 7),
         ("pairs", "starter", 1), ("pairs", "70b", 4),
         ("bridge", "starter", 1), ("bridge", "8b", 2),
