@@ -17,6 +17,12 @@ from backend.errors import ShardwiseError
 from tests.fakes.wizard import WizardWorld
 
 
+CHOICES = (
+    ModelChoice("starter", 93_000_000, False, "small, Apache-2.0"),
+    ModelChoice("org/other", 1_400_000_000, True),
+)
+
+
 @dataclass
 class Outside:
     """What the fake library and servers answer, changed by tests; `asked` is what the TUI wanted."""
@@ -25,6 +31,7 @@ class Outside:
     running: ServerRecord | None = None
     start_error: ShardwiseError | None = None
     started_url: str = ""
+    choices: tuple[ModelChoice, ...] = CHOICES
     progress: tuple[tuple[int, int], ...] = ((40_000_000, 93_000_000), (93_000_000, 93_000_000))
     asked: list[str] = field(default_factory=list)
     wizard: WizardWorld = field(default_factory=WizardWorld)
@@ -33,10 +40,7 @@ class Outside:
         return Dependencies(
             history=self.folder / "chats.sqlite3",
             preferences=self.folder / "tui.json",
-            choices=lambda: (
-                ModelChoice("starter", 93_000_000, False, "small, Apache-2.0"),
-                ModelChoice("org/other", 1_400_000_000, True),
-            ),
+            choices=lambda: self.choices,
             fetch=self._fetch,
             find=self._find,
             start=self._start,

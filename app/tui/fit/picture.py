@@ -13,7 +13,7 @@ from backend.hardware.machine import Machine
 _MOST_DRAWN = 2
 
 
-def picture(cluster: Cluster, width: int) -> Content:
+def picture_lines(cluster: Cluster, width: int) -> list[Content]:
     """Lines of at most `width` cells. Machines that are alike are drawn twice at most, then counted."""
     machines = cluster.machines
     several = len(machines) > 1
@@ -26,7 +26,7 @@ def picture(cluster: Cluster, width: int) -> Content:
         if several and number < len(machines):
             lines.append(_network(cluster.network, width))
     lines += _others(machines)
-    return Content("\n").join(lines)
+    return lines
 
 
 def _others(machines: tuple[Machine, ...]) -> list[Content]:

@@ -8,8 +8,8 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.message import Message
 from textual.widgets import Input, Label, Static
 
-from app.tui.fit.picture import picture
 from app.tui.fit.wishes import LOCAL
+from app.tui.widgets.machine_picture_view import MachinePictureView
 from backend.errors import ShardwiseError
 from backend.hardware.cluster import Cluster
 
@@ -25,7 +25,6 @@ class MachinePanel(Vertical):
         & > .hint { color: $text-muted; height: auto; }
         & > .problem { color: $text-error; height: auto; display: none; }
         & > VerticalScroll { height: 1fr; margin: 1 0 0 0; scrollbar-size-vertical: 1; &:focus { background: $panel; } }
-        & > VerticalScroll > Static { height: auto; text-wrap: nowrap; }
     }
     """
 
@@ -39,7 +38,6 @@ class MachinePanel(Vertical):
     def __init__(self, hardware: str) -> None:
         super().__init__(id="machine", classes="pane")
         self._hardware = hardware
-        self._cluster: Cluster | None = None
 
     def compose(self) -> ComposeResult:
         with Horizontal():
@@ -48,7 +46,7 @@ class MachinePanel(Vertical):
         yield Static("local, or one elsewhere: 4x H100-80GB", classes="hint", markup=False)
         yield Static("", classes="problem", markup=False)
         with VerticalScroll(id="picture"):
-            yield Static("", markup=False)
+            yield MachinePictureView()
 
     def on_mount(self) -> None:
         self.border_title = "F2 Machine"
@@ -57,9 +55,8 @@ class MachinePanel(Vertical):
         self.query_one(Input).value = hardware
 
     def show(self, cluster: Cluster) -> None:
-        self._cluster = cluster
         self._say("")
-        self._draw()
+        self.query_one(MachinePictureView).show(cluster)
 
     def refuse(self, error: ShardwiseError) -> None:
         """What is wrong with the hardware as it was written; the machine shown before stays."""
@@ -70,14 +67,6 @@ class MachinePanel(Vertical):
         static.update(problem)
         static.display = bool(problem)
         self.query_one(".hint").display = not problem
-
-    def on_resize(self) -> None:
-        self._draw()
-
-    def _draw(self) -> None:
-        width = self.query_one("#picture").size.width - 2
-        if self._cluster is not None and width > 0:
-            self.query_one("#picture > Static", Static).update(picture(self._cluster, width))
 
     @on(Input.Submitted)
     def _want(self, event: Input.Submitted) -> None:

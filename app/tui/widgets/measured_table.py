@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from textual.content import Content
-from textual.widgets import Static
 
 from app.plan_view import EnginePlan
 from app.text_safety import clean_line
 from app.tui.fit import words
 from app.tui.fit.measured import TermRow, term_rows
 from app.tui.fit.memory_terms import look
+from app.tui.widgets.drawn import Drawn
 from backend.measured_rank import MeasuredRank
 from backend.planner.plan import Rank
 
@@ -17,30 +17,22 @@ _NAME, _FIGURE, _CHANGE = 16, 11, 8
 _LEAST_BAR = 10
 
 
-class MeasuredTable(Static):
+class MeasuredTable(Drawn):
     """A block for each rank of each engine."""
 
-    DEFAULT_CSS = """
-    MeasuredTable { height: auto; text-wrap: nowrap; }
-    """
-
     def __init__(self) -> None:
-        super().__init__("asking the server…", markup=False)
+        super().__init__()
         self._plans: tuple[EnginePlan, ...] | None = None
 
     def show(self, plans: tuple[EnginePlan, ...]) -> None:
         self._plans = plans
-        self._draw()
+        self.redraw()
 
-    def on_resize(self) -> None:
-        self._draw()
-
-    def _draw(self) -> None:
+    def lines(self, width: int) -> list[Content]:
         if self._plans is None:
-            return
-        width = self.content_size.width
+            return [Content("asking the server...")]
         lines = [line for plan in self._plans for line in _engine(plan, width)]
-        self.update(Content("\n").join(lines) if lines else "No engine serves at the moment.")
+        return lines or [Content("No engine serves at the moment.")]
 
 
 def _engine(engine: EnginePlan, width: int) -> list[Content]:
@@ -93,11 +85,11 @@ def _resident(measured: MeasuredRank | None) -> list[Content]:
     if measured is None:
         return [Content.styled("not measured: the engine has just been lost", "$text-warning")]
     parts = [f"resident now {words.memory(measured.resident)}"]
-    if measured.untouched:
-        parts.append(f"{words.memory(measured.untouched)} of pages not written yet")
     if measured.proportional is not None and measured.proportional != measured.resident:
-        parts.append(f"{words.memory(measured.proportional)} with shared memory divided")
-    return [Content.styled("; ".join(parts), "$text-muted")]
+        parts[0] += f", {words.memory(measured.proportional)} with shared memory divided"
+    if measured.untouched:
+        parts.append(f"{words.memory(measured.untouched)} of pages were never written, and take nothing yet")
+    return [Content.styled(part, "$text-muted") for part in parts]
 
 
 def _amount(count: int | None) -> str:

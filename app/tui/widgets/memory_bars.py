@@ -5,47 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from textual.content import Content
-from textual.widgets import Static
 
 from app.text_safety import clean_line
 from app.tui.fit import words
 from app.tui.fit.machine_picture import short_name
 from app.tui.fit.memory_terms import alike, cells, look, parts
+from app.tui.widgets.drawn import Drawn
 from backend.planner.fit.report import FitPlan, GpuUse
 
 _LEAST_BAR = 12
 _MOST_SINGLE = 8
 
 
-class MemoryBars(Static):
-    """One line a device; those that are alike share a line where the widget is narrow or they are many."""
-
-    DEFAULT_CSS = """
-    MemoryBars { height: auto; width: 1fr; }
-    """
+class MemoryBars(Drawn):
+    """One line a device; those that are alike share a line where that is wanted, or where they are many."""
 
     def __init__(self, plan: FitPlan | None = None, *, together: bool = False, id: str | None = None) -> None:
-        super().__init__("", markup=False, id=id)
+        super().__init__(id=id)
         self._plan = plan
         self._together = together
-
-    def on_mount(self) -> None:
-        self._draw()
-
-    def on_resize(self) -> None:
-        self._draw()
 
     def show(self, plan: FitPlan | None, together: bool) -> None:
         """`together`: whether devices that are alike share a line."""
         self._plan, self._together = plan, together
-        self._draw()
+        self.redraw()
 
-    def _draw(self) -> None:
-        width = self.content_size.width
+    def lines(self, width: int) -> list[Content]:
         if self._plan is None or width < _LEAST_BAR:
-            self.update("")
-            return
-        self.update(Content("\n").join(memory_lines(self._plan, width, self._together)))
+            return []
+        return memory_lines(self._plan, width, self._together)
 
 
 def memory_lines(plan: FitPlan, width: int, together: bool) -> list[Content]:

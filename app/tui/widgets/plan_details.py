@@ -31,6 +31,7 @@ class PlanDetails(VerticalScroll):
         height: 1fr;
         padding: 0 1;
         scrollbar-size-vertical: 1;
+        scrollbar-gutter: stable;
         &:focus { background: $panel; }
         & > Static { height: auto; }
         & > .ways { color: $text-accent; display: none; }

@@ -11,12 +11,14 @@ from textual.widgets import Input, OptionList, Static
 
 from app.background import ServerRecord
 from app.tui.app import ShardwiseApp
+from app.tui.dependencies import ModelChoice
 from app.tui.screens.compare import CompareScreen
 from app.tui.screens.question import QuestionScreen
 from app.tui.screens.start import StartScreen
 from app.tui.screens.startup import StartupScreen
 from app.tui.screens.wizard import WizardScreen
 from app.tui.widgets.machine_panel import MachinePanel
+from app.tui.widgets.machine_picture_view import MachinePictureView
 from app.tui.widgets.model_panel import ModelPanel
 from app.tui.widgets.plan_details import PlanDetails, WaysOut
 from app.tui.widgets.slider import Slider
@@ -28,7 +30,7 @@ from tests.fakes.topology import machine_of
 from tests.fakes.tui import Outside, chat_screen, on_screen, until
 
 SMALL, LARGE = (80, 24), (160, 48)
-BIG_MODEL = ("3.1-70b", "Meta-Llama-3.1-70B")
+BIG_MODEL = "meta-llama/Meta-Llama-3.1-70B"
 
 
 async def wizard(pilot: Pilot) -> WizardScreen:
@@ -51,14 +53,6 @@ async def settle(pilot: Pilot, screen: WizardScreen) -> None:
     await pilot.pause()
     await until(pilot, lambda: screen.settled and screen.report is not None, 20)
     await pilot.pause()
-
-
-async def choose(pilot: Pilot, screen: WizardScreen, words: str, model: str) -> None:
-    await pilot.press("f3")
-    await pilot.pause()
-    await pilot.press(*words, "enter")
-    await until(pilot, lambda: screen.wishes.model.endswith(model))
-    await settle(pilot, screen)
 
 
 def report(screen: WizardScreen) -> FitReport:
@@ -138,11 +132,11 @@ async def test_sliders_answer_home_end_and_arrows_and_stop_at_their_ends(outside
 
 async def test_two_plans_are_compared_and_one_of_them_used(outside: Outside, fake: FakeServer) -> None:
     outside.started_url = fake.url
-    outside.wizard.machine = partial(machine_of, "dgx-h100")
+    outside.wizard.machine = partial(machine_of, "a100-pairs")
+    outside.choices = (ModelChoice(BIG_MODEL, None, True),)
     app = ShardwiseApp(outside.dependencies())
     async with app.run_test(size=SMALL) as pilot:
         screen = await wizard(pilot)
-        await choose(pilot, screen, *BIG_MODEL)
         await pilot.press("f5")
         await pilot.pause()
         plans = report(screen).plans
@@ -160,7 +154,7 @@ async def test_two_plans_are_compared_and_one_of_them_used(outside: Outside, fak
 
 
 async def test_a_plan_that_this_version_cannot_run_says_why(outside: Outside) -> None:
-    outside.wizard.machine = partial(machine_of, "dgx-h100")
+    outside.wizard.machine = partial(machine_of, "rtx3090-bridge")
     app = ShardwiseApp(outside.dependencies())
     async with app.run_test(size=LARGE) as pilot:
         screen = await wizard(pilot)
@@ -179,10 +173,10 @@ async def test_a_plan_that_this_version_cannot_run_says_why(outside: Outside) ->
 
 async def test_a_way_out_is_made_by_pressing_enter_on_it(outside: Outside) -> None:
     outside.wizard.machine = partial(machine_of, "rtx3090-bridge")
+    outside.choices = (ModelChoice("Qwen/Qwen3-32B", None, True),)
     app = ShardwiseApp(outside.dependencies())
     async with app.run_test(size=SMALL) as pilot:
         screen = await wizard(pilot)
-        await choose(pilot, screen, "3-32b", "Qwen3-32B")
         await pilot.press("f4")
         await pilot.pause()
         await pilot.press("down", "end", "down", "right", "down", "down", "right")
@@ -210,7 +204,8 @@ async def test_a_machine_elsewhere_is_planned_for_and_its_command_copied(outside
         await pilot.press(*["backspace"] * 5, *"4x H100-80GB", "enter")
         await until(pilot, lambda: screen.wishes.hardware == "4x H100-80GB")
         await settle(pilot, screen)
-        assert "GPU 3" in text_of(screen, "#picture > Static")
+        picture = screen.query_one(MachinePictureView)
+        assert "GPU 3" in "".join(line.plain for line in picture.lines(60))
         await pilot.press("f5")
         await pilot.pause()
         await pilot.press("enter")
@@ -393,10 +388,10 @@ async def test_a_terminal_that_changes_its_width_keeps_everything(outside: Outsi
 
 async def test_a_machine_with_too_little_memory_is_told_so_at_once(outside: Outside) -> None:
     outside.wizard.machine = partial(cpu_machine, 2 * GIB)
+    outside.choices = (ModelChoice(BIG_MODEL, None, True),)
     app = ShardwiseApp(outside.dependencies())
     async with app.run_test(size=SMALL) as pilot:
         screen = await wizard(pilot)
-        await choose(pilot, screen, *BIG_MODEL)
         assert report(screen).best is None
         assert "does not fit" in text_of(screen, "#headline")
         await pilot.press("f5")

@@ -19,7 +19,7 @@ def test_differences_are_factors_percents_and_bytes() -> None:
     faster = reports.plan(
         tensor=4,
         weights="int8",
-        devices=tuple(use(number, weights=16.9, kv=34.1, context=0.5) for number in range(4)),
+        devices=tuple(use(number, {"weights": 16.9, "kv": 34.1, "context": 0.5}) for number in range(4)),
         speed=reports.speed(token=about(0.0071), throughput=about(1500.0)),
         kv_tokens=898_000,
     )

@@ -19,7 +19,7 @@ def test_cells_sum_to_the_bar_and_nothing_that_is_there_vanishes(amounts: tuple[
 
 
 def test_the_parts_sum_to_the_device() -> None:
-    device = reports.use(0, weights=30.0, kv=41.0)
+    device = reports.use(0, {"weights": 30.0, "kv": 41.0})
     assert sum(amount for _, amount in parts(device)) == device.total
     assert [name for name, _ in parts(device)] == ["weights", "kv", "free", "held"]
 
@@ -33,7 +33,7 @@ def test_glyphs_tell_the_terms_apart_without_colour() -> None:
 @pytest.mark.parametrize("width", [60, 76, 120])
 @pytest.mark.parametrize("together", [True, False])
 def test_lines_fit_and_figures_stand_beside_the_bars(width: int, together: bool) -> None:
-    plan = reports.plan(devices=tuple(reports.use(number, weights=30.0, kv=41.0) for number in range(8)))
+    plan = reports.plan(devices=tuple(reports.use(number, {"weights": 30.0, "kv": 41.0}) for number in range(8)))
     lines = [line.plain for line in memory_lines(plan, width, together)]
     assert max(map(len, lines)) <= width
     assert sum("71.0/79.0 GiB" in line for line in lines) == (1 if together else 8)
@@ -48,7 +48,7 @@ def test_a_device_that_is_short_says_by_how_much() -> None:
 
 
 def test_unequal_devices_have_bars_and_legends_of_their_own() -> None:
-    plan = reports.plan(devices=(reports.use(0, weights=30.0), reports.use(1, weights=60.0)))
+    plan = reports.plan(devices=(reports.use(0, {"weights": 30.0}), reports.use(1, {"weights": 60.0})))
     assert len(alike(plan.devices)) == 2
     text = "\n".join(line.plain for line in memory_lines(plan, 76, together=True))
     assert "weights 30.0 GiB" in text
@@ -56,7 +56,7 @@ def test_unequal_devices_have_bars_and_legends_of_their_own() -> None:
 
 
 def test_nodes_are_named_where_there_are_several() -> None:
-    devices = tuple(reports.use(number % 4, machine=number // 4, weights=1.0) for number in range(8))
+    devices = tuple(reports.use(number % 4, {"weights": 1.0}, machine=number // 4) for number in range(8))
     assert "node 1-2 GPU 0-3" in memory_lines(reports.plan(devices=devices), 76, together=True)[0].plain
 
 

@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from app.tui.fit.machine_picture import bus_name, gpu_rows, short_name
-from app.tui.fit.picture import picture
+from app.tui.fit.picture import picture_lines
 from backend.hardware.cluster import Cluster, Network
 from backend.hardware.gpu import GpuFault, GpuHolder
 from backend.hardware.machine import Machine
@@ -28,7 +28,11 @@ MACHINES = {
 
 
 def text_of(machine: Machine, width: int = 76) -> str:
-    return picture(Cluster((machine,), "a machine", local=True), width).plain
+    return of_cluster(Cluster((machine,), "a machine", local=True), width)
+
+
+def of_cluster(cluster: Cluster, width: int) -> str:
+    return "\n".join(line.plain for line in picture_lines(cluster, width))
 
 
 @pytest.mark.parametrize("width", [44, 50, 58, 76, 120])
@@ -108,7 +112,7 @@ def test_a_driver_that_does_not_answer_is_no_machine_without_gpus() -> None:
 
 def test_nodes_are_joined_by_their_network_and_counted_when_they_are_many() -> None:
     cluster = Cluster((machines.paired_a100(),) * 5, "x", network=Network("ib", "InfiniBand HDR", 25, 23.5, 5e-6))
-    text = picture(cluster, 76).plain
+    text = of_cluster(cluster, 76)
     assert "InfiniBand HDR, 23.5 GB/s a GPU" in text
     assert "nodes 3 to 5: the same" in text
     assert text.count("GPU 0─") == 2

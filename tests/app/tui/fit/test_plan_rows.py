@@ -45,7 +45,7 @@ def test_without_prices_there_is_no_column_for_them() -> None:
 
 def test_layouts_say_how_often_a_model_is_there() -> None:
     assert [words.layout(plan) for plan in PLANS] == ["TP2", "2x(EP8·PP2)", "1 GPU", "TP2"]
-    assert words.layout(reports.plan(tensor=1, devices=(reports.use(None, weights=1),))) == "CPU"
+    assert words.layout(reports.plan(tensor=1, devices=(reports.use(None, {"weights": 1.0}),))) == "CPU"
 
 
 @pytest.mark.parametrize(
