@@ -144,8 +144,9 @@ def build_layout(
         raise ValueError(f"page_tokens is {page_tokens}, and must be a power of two")
     members: dict[LayerCache, list[int]] = {}
     for slot, layer in enumerate(layers):
-        _check_layer(slot, layer)
         members.setdefault(layer, []).append(slot)
+    for layer, slots in members.items():
+        _check_layer(slots[0], layer)
     groups = tuple(CacheGroup(layer, tuple(slots), page_tokens) for layer, slots in members.items())
     plain = CacheLayout(groups, formats, model_bytes, 0)
     page_bytes = page_tokens * max(plain.token_bytes(group) for group in groups)
@@ -173,10 +174,10 @@ def rank_layout(layout: CacheLayout, layers: tuple[LayerCache, ...]) -> CacheLay
 
 def _share(group: CacheGroup, layers: tuple[LayerCache, ...]) -> LayerCache:
     """What each layer of the group keeps on a rank."""
-    found = {layers[slot] for slot in group.slots}
-    if len(found) != 1:
-        raise ValueError(f"layers {group.slots} share pages, and keep unlike shares on a rank: {found}")
-    layer = found.pop()
+    layer = layers[group.slots[0]]
+    unlike = [layers[slot] for slot in group.slots if layers[slot] is not layer and layers[slot] != layer]
+    if unlike:
+        raise ValueError(f"layers {group.slots} share pages, and keep unlike shares on a rank: {[layer, *unlike]}")
     if replace(layer, kv_heads=group.layer.kv_heads) != group.layer:
         raise ValueError(f"a rank's share of {group.layer} cannot be {layer}")
     return layer

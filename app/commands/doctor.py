@@ -12,6 +12,7 @@ from app.background import log_folder
 from app.doctor.finding import Finding
 from app.doctor.hardware_findings import hardware_findings
 from app.doctor.kv_accuracy import as_table, kv_accuracy
+from app.doctor.own_processes import own_processes
 from app.doctor.place_findings import folder_finding, library_finding, port_finding
 from app.doctor.software_findings import (
     compute_findings,
@@ -21,6 +22,7 @@ from app.doctor.software_findings import (
 )
 from app.doctor.stage_lines import shown_stages
 from app.runtime_file import runtime_folder
+from backend.hardware.host_probe import measured
 from backend.hardware.machine import Machine, read_machine
 from backend.hardware.peer_probe import probed
 from backend.library.catalogue import catalogue
@@ -49,7 +51,7 @@ def doctor(
     if kv is not None:
         _show_accuracy(kv, kv_context, seconds, json)
         return
-    machine = probed(read_machine())
+    machine = measured(probed(read_machine()))
     found = findings(machine, port)
     serves = all(finding.status != "failure" for finding in found)
     if json:
@@ -86,7 +88,7 @@ def findings(machine: Machine, port: int) -> list[Finding]:
     return [
         python_finding(),
         *computed,
-        *hardware_findings(machine),
+        *hardware_findings(machine, own_processes()),
         folder_finding("cache", cache_home(), needs_space=True),
         folder_finding("data", platformdirs.user_data_path("shardwise")),
         folder_finding("log", log_folder()),

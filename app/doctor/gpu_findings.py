@@ -1,4 +1,4 @@
-"""Findings about GPUs together: what joins them, whether they write to each other, and which are ill. Pure."""
+"""Findings about GPUs together: driver, slots, processors, links, peers, and which are ill. Pure."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from types import MappingProxyType
 from msgspec.structs import replace
 
 from app.doctor.finding import Finding
+from backend.hardware.gpu_table import gpu_facts
 from backend.hardware.health import warnings_of
 from backend.hardware.machine import Machine
 from backend.hardware.peer import PeerPath
@@ -24,18 +25,62 @@ _FIXES = MappingProxyType(
 
 
 def gpu_findings(machine: Machine) -> list[Finding]:
-    return [*_left_out(machine), *_warnings(machine), *_links(machine), *_peers(machine)]
+    return [
+        *_left_out(machine),
+        *_warnings(machine),
+        *_driver(machine),
+        *_slots(machine),
+        *_nodes(machine),
+        *_links(machine),
+        *_peers(machine),
+    ]
 
 
 def _left_out(machine: Machine) -> Iterator[Finding]:
     for fault in machine.left_out:
-        yield Finding("gpu", "warning", f"{fault.what} It is left out.", "See `nvidia-smi -q` and the kernel's log.")
+        fix = fault.fix or "See `nvidia-smi -q` and the kernel's log."
+        yield Finding("gpu", "warning", f"{fault.what} It is left out.", fix)
 
 
 def _warnings(machine: Machine) -> Iterator[Finding]:
     for gpu in machine.gpus:
         for kind, sentence in warnings_of(gpu).items():
             yield Finding("gpu", "warning", sentence, _FIXES[kind])
+
+
+def _driver(machine: Machine) -> Iterator[Finding]:
+    """Every GPU of a machine has the same one."""
+    driver, cuda = next(((gpu.driver, gpu.cuda) for gpu in machine.gpus if gpu.driver), ("", (0, 0)))
+    if driver:
+        serves = f", which serves programs for CUDA up to {cuda[0]}.{cuda[1]}" if cuda[0] else ""
+        yield Finding("driver", "ok", f"NVIDIA's driver {driver}{serves}.")
+
+
+def _slots(machine: Machine) -> Iterator[Finding]:
+    """Cards with more lanes than their slot."""
+    for number, gpu in enumerate(machine.gpus):
+        facts = gpu_facts(gpu.name)
+        lanes = facts.pcie.rpartition(" x")[2] if facts is not None else ""
+        if lanes.isdigit() and 0 < gpu.pcie_width < int(lanes):
+            yield Finding(
+                "pcie",
+                "note",
+                f"GPU {number} ({gpu.name}) is a card of {lanes} lanes in a slot that gives it {gpu.pcie_width}: "
+                "copies to and from it take longer.",
+                f"If the machine has a slot of {lanes} lanes free, put it there.",
+            )
+
+
+def _nodes(machine: Machine) -> Iterator[Finding]:
+    """Which processor's memory is near to which GPUs."""
+    near: dict[int, list[str]] = {}
+    for number, gpu in enumerate(machine.gpus):
+        if gpu.numa_node is not None:
+            near.setdefault(gpu.numa_node, []).append(str(number))
+    if len(near) < 2:
+        return
+    parts = [f"{', '.join(numbers)} near node {node}" for node, numbers in sorted(near.items())]
+    yield Finding("numa", "ok", f"GPUs {'; '.join(parts)}. Each GPU's program runs on the cores near to it.")
 
 
 def _links(machine: Machine) -> Iterator[Finding]:

@@ -1,9 +1,13 @@
-"""Findings about processors, memory and GPUs, from the machine's facts. Pure."""
+"""Findings about processors, memory and GPUs, from the machine's facts, with those of the modules beside. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from app.doctor.finding import Finding
 from app.doctor.gpu_findings import gpu_findings
+from app.doctor.rate_findings import rate_findings
+from app.doctor.sharing_findings import sharing_findings
 from backend.hardware.gpu import Gpu
 from backend.hardware.machine import Machine
 from backend.planner.units import human_bytes
@@ -12,8 +16,16 @@ from backend.planner.units import human_bytes
 _LEAST_MEMORY = 2 << 30
 
 
-def hardware_findings(machine: Machine) -> list[Finding]:
-    return [_cpu(machine), _memory(machine), *_gpus(machine), *gpu_findings(machine)]
+def hardware_findings(machine: Machine, own: Collection[int] = ()) -> list[Finding]:
+    """`own`: processes of this user's servers."""
+    return [
+        _cpu(machine),
+        _memory(machine),
+        *_gpus(machine),
+        *gpu_findings(machine),
+        *sharing_findings(machine, own),
+        *rate_findings(machine),
+    ]
 
 
 def _cpu(machine: Machine) -> Finding:
@@ -58,14 +70,6 @@ def _gpus(machine: Machine) -> list[Finding]:
 def _gpu(number: int, gpu: Gpu) -> Finding:
     what = (
         f"GPU {number}: {gpu.name}, {human_bytes(gpu.free)} of {human_bytes(gpu.total)} free, "
-        f"compute capability {gpu.capability[0]}.{gpu.capability[1]}, driver {gpu.driver}."
+        f"compute capability {gpu.capability[0]}.{gpu.capability[1]}."
     )
-    if gpu.free * 2 >= gpu.total:
-        return Finding("gpu", "ok", what)
-    holders = ", ".join(
-        f"{holder.name or 'a process'} ({holder.pid}"
-        + (f", {human_bytes(holder.bytes)})" if holder.bytes is not None else ")")
-        for holder in gpu.holders
-    )
-    fix = f"Its memory is held by {holders}." if holders else "Its memory is held by processes that the driver hides."
-    return Finding("gpu", "warning", what, f"{fix} End what is not needed.")
+    return Finding("gpu", "ok", what)

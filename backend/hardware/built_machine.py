@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import NoReturn
 
 from backend.errors import SettingError
 from backend.hardware.cpu import Cpu
@@ -167,12 +168,13 @@ def _capability(facts: GpuFacts) -> tuple[int, int]:
 
 
 def _links(kinds: Sequence[GpuGroup], wiring: Wiring, nodes: Sequence[int | None]) -> tuple[GpuLink, ...]:
-    if wiring.link in ("nvlink", "pairs"):
-        _check_nvlink(kinds)
-    return tuple(_link(first, second, kinds, wiring, nodes) for first, second in combinations(range(len(kinds)), 2))
+    links = tuple(_link(first, second, kinds, wiring, nodes) for first, second in combinations(range(len(kinds)), 2))
+    if wiring.link in ("nvlink", "pairs") and not any(link.nvlink for link in links):
+        _refuse_nvlink(kinds)
+    return links
 
 
-def _check_nvlink(kinds: Sequence[GpuGroup]) -> None:
+def _refuse_nvlink(kinds: Sequence[GpuGroup]) -> NoReturn:
     without = next((group.facts for group in kinds if not group.facts.nvlink_gbs_bidir_per_gpu), None)
     if without is not None:
         raise SettingError(
@@ -180,14 +182,22 @@ def _check_nvlink(kinds: Sequence[GpuGroup]) -> None:
             "It writes to other GPUs over PCIe only.",
             "Write pcie instead, or nothing.",
         )
-    if len(kinds) < 2:
-        raise SettingError("NVLink joins two GPUs or more.", "The machine has one.", "Leave nvlink out.")
+    raise SettingError(
+        "NVLink joins two GPUs of a kind or more.", "The machine has no two that it could join.", "Leave nvlink out."
+    )
+
+
+def _paired(first: int, second: int, kinds: Sequence[GpuGroup]) -> bool:
+    """Whether a bridge lies over these two: the first of a kind with the second, the third with the fourth, ..."""
+    facts = kinds[first].facts
+    places = [position for position, group in enumerate(kinds) if group.facts is facts]
+    return second in places and places.index(first) // 2 == places.index(second) // 2
 
 
 def _link(first: int, second: int, kinds: Sequence[GpuGroup], wiring: Wiring, nodes: Sequence[int | None]) -> GpuLink:
     one, other = kinds[first].facts, kinds[second].facts
     speed = min(one.nvlink_gbs_bidir_per_gpu or 0.0, other.nvlink_gbs_bidir_per_gpu or 0.0) / 2
-    pair = first // 2 == second // 2 and one is other
+    pair = _paired(first, second, kinds)
     if speed and wiring.link in ("usual", "nvlink") and is_sxm(one) and is_sxm(other):
         return GpuLink(first, second, _board_way(one), speed, True)
     if speed and pair and (wiring.link == "pairs" or (wiring.link == "nvlink" and takes_bridge(one))):

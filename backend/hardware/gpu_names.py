@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from types import MappingProxyType
 from typing import NoReturn
 
@@ -107,6 +108,7 @@ def _form(facts: GpuFacts) -> str:
     return _parts(facts.name).form or ("sxm" if is_sxm(facts) else "")
 
 
+@lru_cache(maxsize=1024)
 def _parts(text: str) -> _Name:
     words = _words(text)
     sizes = {int(match[1]) for word in words if (match := _SIZE.fullmatch(word))}

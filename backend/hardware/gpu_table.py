@@ -57,6 +57,7 @@ def gpu_table() -> tuple[GpuFacts, ...]:
     return tuple(msgspec.json.decode(line, type=GpuFacts) for line in text.splitlines() if line)
 
 
+@cache
 def gpu_facts(name: str) -> GpuFacts | None:
     """The kind that a driver calls `name`: the longest match; None where the table has none."""
     found = [facts for facts in gpu_table() if facts.nvml_match.lower() in name.lower()]

@@ -47,7 +47,8 @@ def _long(machine: Machine) -> str:
         return f"{processor}; {main}"
     kinds = _counted(f"{short_name(gpu.name)} ({_memory(gpu)}, {gpu.bandwidth:,.0f} GB/s)" for gpu in machine.gpus)
     joined = _joined(machine, speeds=True)
-    return "; ".join(part for part in (kinds, joined, main, processor) if part)
+    missing = "left out: " + ", ".join(f"GPU {fault.index}" for fault in machine.left_out) if machine.left_out else ""
+    return "; ".join(part for part in (kinds, joined, main, processor, missing) if part)
 
 
 def _memory(gpu: Gpu) -> str:

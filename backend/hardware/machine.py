@@ -17,6 +17,8 @@ from backend.hardware.mps_limit import limited_by_mps
 from backend.hardware.nvml import read_gpus
 from backend.hardware.peer import PeerPath
 from backend.hardware.peer_store import default_peer_store
+from backend.hardware.rate_store import default_rate_store
+from backend.hardware.rates import HostRates
 
 
 class Machine(Struct, frozen=True):
@@ -30,6 +32,7 @@ class Machine(Struct, frozen=True):
         links: what the driver says of the ways between GPUs, by their indices.
         left_out: GPUs that are there and must not compute.
         peers: what a probe found of GPUs writing to each other, by their uuids; empty where none ran.
+        rates: of main memory, disk and copies to GPUs, where they were measured.
         pod: whether this process runs in a Kubernetes pod.
     """
 
@@ -41,6 +44,7 @@ class Machine(Struct, frozen=True):
     left_out: tuple[GpuFault, ...] = ()
     peers: tuple[PeerPath, ...] = ()
     pod: bool = False
+    rates: HostRates = HostRates()
 
     def link(self, first: int, second: int) -> GpuLink | None:
         """The way between the GPUs of two indices, if the driver was asked."""
@@ -55,7 +59,8 @@ class Machine(Struct, frozen=True):
 def read_machine(root: Path = Path("/")) -> Machine:
     """Reads this computer's facts, in milliseconds where no NVIDIA driver must be asked.
 
-    Nothing is remembered but what was probed of the GPUs' peers: a GPU that was lost since the last time is left out.
+    Nothing is remembered but what was probed of GPUs' peers and of rates: a GPU that was lost since the last time is
+    left out.
     """
     limits = read_cgroup(root)
     reading = read_gpus()
@@ -66,8 +71,9 @@ def read_machine(root: Path = Path("/")) -> Machine:
     # An instance computes although the GPU that it is part of does not.
     gpus = tuple(_with_node(gpu, root) for gpu in shown if gpu.parent or gpu.index not in lost)
     gpus = limited_by_mps(gpus, os.environ.get("CUDA_MPS_PINNED_DEVICE_MEM_LIMIT", ""))
+    cpu = read_cpu(limits.cpus, root)
     return Machine(
-        cpu=read_cpu(limits.cpus, root),
+        cpu=cpu,
         memory=read_memory(limits),
         gpus=gpus,
         gpu_problem=reading.problem,
@@ -75,6 +81,7 @@ def read_machine(root: Path = Path("/")) -> Machine:
         left_out=tuple(fault for fault in faults if names is None or _among(fault, names)),
         peers=default_peer_store().read(gpus) or (),
         pod="KUBERNETES_SERVICE_HOST" in os.environ,
+        rates=default_rate_store().read(cpu, gpus) or HostRates(),
     )
 
 

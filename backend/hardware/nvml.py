@@ -6,7 +6,9 @@ import ctypes
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
+from types import MappingProxyType
 
 import msgspec
 
@@ -52,10 +54,16 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(source_root()), *(part for part in inherited if part)])}
 
 
-def ask(command: tuple[str, ...], timeout: float) -> tuple[bytes, str] | None:
-    """A program's output, and its last words; None where it did not end in time."""
+def ask(
+    command: tuple[str, ...], timeout: float, more: Mapping[str, str] = MappingProxyType({})
+) -> tuple[bytes, str] | None:
+    """A program's output, and its last words; None where it did not end in time. `more`: for its environment."""
     asking = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**environment(), **more},
     )
     try:
         output, errors = asking.communicate(timeout=timeout)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from msgspec import Struct
 
 from backend.hardware.gpu import Gpu
 from backend.hardware.peer import PeerPath
+from backend.hardware.whole_file import write_whole
 from backend.library.locations import cache_home
 
 # Counts changes to what is probed or how: findings of another version are not read.
@@ -52,23 +51,18 @@ class PeerStore:
 
     def write(self, gpus: Sequence[Gpu], peers: tuple[PeerPath, ...]) -> None:
         """Whole or not at all. Where it cannot be written, the next start probes again."""
-        with contextlib.suppress(OSError):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(prefix=".making-", dir=self.folder)
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(msgspec.msgpack.encode(_Record(self.boot, peers)))
-                os.replace(name, self.folder / _key(gpus))
-            except OSError:
-                Path(name).unlink(missing_ok=True)
-                raise
+        write_whole(self.folder / _key(gpus), msgspec.msgpack.encode(_Record(self.boot, peers)))
 
 
 def default_peer_store() -> PeerStore:
-    boot = ""
+    return PeerStore(cache_home() / "peers", boot_id())
+
+
+def boot_id() -> str:
+    """Tells one start of the computer from another; empty where the kernel does not."""
     with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return PeerStore(cache_home() / "peers", boot)
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
 
 
 def _key(gpus: Sequence[Gpu]) -> str:

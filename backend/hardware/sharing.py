@@ -17,6 +17,8 @@ SharingKind = Literal["exclusive", "mps", "time-slicing", "held", "hidden", "vir
 _GIB = 1 << 30
 # Below this a desktop, or what a driver keeps for itself (some 0.5 GiB of an H100), is nothing to speak of.
 _LITTLE, _LITTLE_SHARE = _GIB, 1 / 32
+# With less than this share free, a model that the GPU would hold is likely not to fit.
+_FEW = 0.75
 
 
 class Sharing(Struct, frozen=True):
@@ -50,7 +52,9 @@ def holders_words(holders: Sequence[GpuHolder]) -> str:
 
 
 def held_bytes(gpu: Gpu) -> int:
-    """What processes hold of it that are named and tell how much."""
+    """What the processes hold of it that are named: by what they tell, or all that is not free if one does not."""
+    if any(holder.bytes is None for holder in gpu.holders):
+        return gpu.total - gpu.free
     return sum(holder.bytes or 0 for holder in gpu.holders)
 
 
@@ -112,11 +116,11 @@ def _time(gpu: Gpu) -> Iterator[Sharing]:
 
 def _held(gpu: Gpu) -> Iterator[Sharing]:
     held = held_bytes(gpu)
-    if is_little(gpu, held):
+    if not gpu.holders or is_little(gpu, held):
         return
     yield Sharing(
         "held",
-        True,
+        gpu.free < _FEW * gpu.total,
         f"{_size(held)} of GPU {gpu.index} ({gpu.name}) are held by {holders_words(gpu.holders)}.",
         "End what is not needed; a plan takes only what is free.",
     )

@@ -51,6 +51,7 @@ _COUNT = re.compile(r"(\d+)\s*[x×*]\s*(.+)", re.I)  # noqa: RUF001 (people writ
 _CPU = re.compile(r"cpu(?:[ -]only)?\b[ :]*(.*)", re.I)
 _FILES = (".yaml", ".yml", ".json")
 _MOST_MACHINES, _MOST_COUNT = 64, 1000
+_LONGEST = 1000  # characters; a path may be longer than any description
 
 
 def parse_hardware(text: str, local: Machine | None = None) -> Cluster:
@@ -67,6 +68,8 @@ def parse_hardware(text: str, local: Machine | None = None) -> Cluster:
         from backend.hardware.machine_file import read_hardware_file
 
         return read_hardware_file(Path(text).expanduser())
+    if len(text) > _LONGEST:
+        raise SettingError("The hardware string is too long.", f"It has {len(text)} characters.", "Write a YAML file.")
     if not text:
         raise SettingError("No hardware is named.", "", "Write for example local, '2x RTX-3090' or '4x H100-80GB'.")
     first, *rest = text.split(",")

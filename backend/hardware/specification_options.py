@@ -15,7 +15,7 @@ from backend.hardware.memory import Memory
 from backend.hardware.network_table import find_network, network_table
 from backend.sizes import parse_size
 
-_PCIE = re.compile(r"pcie(?:[ -]?(?:gen)?(\d)(?:\.0)?)?(?:[ -]?x(\d+))?")
+_PCIE = re.compile(r"pcie(?:[ -]?(?:gen)?(\d)(?:\.0)?)?(?:[ -]?x(1|2|4|8|16))?")
 _LANES = re.compile(r"x(1|2|4|8|16)")
 _CORES = re.compile(r"(\d+)[ -]?cores?")
 _SIZE = r"(\d[\d.]* ?[kmgt]i?b)"

@@ -101,21 +101,54 @@ def _up_to(plain: Draft, machine: Machine, size: int) -> Draft:
 
 def _fewest(plain: Draft, machine: Machine) -> Draft | None:
     """With the fewest layers that leave room for a useful context, else for any; None where no number does."""
-    drafts = list(_drafts(plain, machine))
+    held, rates = _layers_held(plain), _rates(plain, machine)
+    unlike = {
+        (id(bytes_), rank.terms, rank.target.usable): (rank, bytes_)
+        for rank, bytes_ in zip(plain.ranks, held, strict=True)
+    }
     for context in (useful_context(plain.wishes), _least(plain)):
-        found = next((one for one in drafts if _fits(one, context)), None)
-        if found is not None:
-            return found
+        pages = plain.wishes.pages_of(context)
+        for layers in _spreads(plain):
+            if any(_room(rank, bytes_, layers) < pages * rank.page_bytes for rank, bytes_ in unlike.values()):
+                continue
+            found = _with(plain, layers, held, rates)
+            if _fits(found, context):
+                return found
     return None
 
 
 def _drafts(plain: Draft, machine: Machine) -> Iterator[Draft]:
     """With ever more layers in host memory."""
-    held = [_layer_bytes(plain, rank) for rank in plain.ranks]
-    rates = [host_bandwidth(machine.gpus[int(rank.target.device.removeprefix("cuda:"))]) for rank in plain.ranks]
+    held, rates = _layers_held(plain), _rates(plain, machine)
+    return (_with(plain, layers, held, rates) for layers in _spreads(plain))
+
+
+def _spreads(plain: Draft) -> Iterator[tuple[int, ...]]:
     total = len(plain.wishes.facts.layer_parameters)
-    for count in range(_FEWEST, total + 1):
-        yield _with(plain, spread(count, total), held, rates)
+    return (spread(count, total) for count in range(_FEWEST, total + 1))
+
+
+def _layers_held(plain: Draft) -> list[tuple[int, ...]]:
+    """Each rank's bytes of every layer; ranks that have alike share one value."""
+    made: dict[tuple[int, int], tuple[int, ...]] = {}
+    keys = [(id(rank.facts), rank.terms[0][1]) for rank in plain.ranks]
+    for key, rank in zip(keys, plain.ranks, strict=True):
+        if key not in made:
+            made[key] = tuple(_layer_bytes(plain, rank))
+    return [made[key] for key in keys]
+
+
+def _rates(plain: Draft, machine: Machine) -> list[float]:
+    """GB/s from host memory to each rank's GPU."""
+    gpus = [machine.gpus[int(rank.target.device.removeprefix("cuda:"))] for rank in plain.ranks]
+    return [host_bandwidth(gpu, machine.rates) for gpu in gpus]
+
+
+def _room(rank: RankDraft, held: Sequence[int], layers: Sequence[int]) -> int:
+    """What `_with` would leave of the rank's device."""
+    bytes_ = [held[layer] for layer in layers]
+    buffers = sum(max(bytes_[first::BUFFERS]) for first in range(BUFFERS))
+    return rank.target.usable - rank.spent + sum(bytes_) - buffers
 
 
 def _with(plain: Draft, layers: tuple[int, ...], held: Sequence[Sequence[int]], rates: Sequence[float]) -> Draft:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from backend.hardware.gpu import Gpu
 from backend.hardware.machine import Machine
 from backend.hardware.peer import PeerPath
+from backend.hardware.rates import HostRates
 from backend.planner.all_reduce import Kind, all_reduce_seconds
 
 # GB/s of one PCIe lane by generation, after encoding.
@@ -81,9 +82,10 @@ def pair_link(machine: Machine, first: int, second: int) -> Link:
     return host
 
 
-def host_bandwidth(gpu: Gpu) -> float:
-    """GB/s from pinned host memory, by what its slot is built for: large copies reach four fifths of it."""
-    return 0.8 * (_slot(gpu) or _UNKNOWN_PCIE)
+def host_bandwidth(gpu: Gpu, rates: HostRates | None = None) -> float:
+    """GB/s from pinned host memory: as measured, else four fifths of what its slot is built for."""
+    measured = rates.to_gpu(gpu.uuid) if rates is not None else 0.0
+    return measured or 0.8 * (_slot(gpu) or _UNKNOWN_PCIE)
 
 
 def _measured(built: float, peer: PeerPath | None) -> float:

@@ -83,7 +83,7 @@ def on_cpu(wishes: Wishes, machine: Machine, cpu: Target) -> Choice:
     ranks = wishes.settings.tensor_parallel or 1
     experts, reason = choose_experts(wishes.settings.experts, wishes.facts, ranks)
     parts = (1.0,) * ranks
-    speeds = (processor_speed(machine.cpu, ranks=ranks),) * ranks
+    speeds = (processor_speed(machine.cpu, machine.rates.memory or None, ranks),) * ranks
     team = Team(cpu_targets(cpu, ranks), speeds, parts)
     shares = share_out(wishes.facts, parts, experts, even_memory=False)  # they share one memory
     divided = f"Each layer is divided over {ranks} processes, as --tp asks." if ranks > 1 else ""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from backend.errors import SettingError
-from backend.parallel.division import MULTIPLE, ExpertDivision, HeadShare, divide, divide_heads
+from backend.parallel.division import MULTIPLE, ExpertDivision, divide, divide_heads
 from backend.planner.model_facts import Columns, ExpertColumns, ModelFacts
+from kvcache.layout import LayerCache
 
 # A slice of an expert narrower than a product's tile is computed as if it were a whole one.
 _NARROWEST_SLICE = 128
@@ -39,12 +41,14 @@ def share_out(facts: ModelFacts, weights: Sequence[float], experts: ExpertDivisi
     Raises ValueError where the model has not enough heads for the ranks.
     """
     ranks = range(len(weights))
-    given = _heads(facts, weights)
-    attention = _relative([sum(len(shares[rank].heads) for shares in given) for rank in ranks])
+    kinds = _kinds(facts)
+    given = [(divide_heads(kind.heads, kind.kv_heads, weights), count) for kind, count in kinds.items()]
+    attention = _relative([sum(len(shares[rank].heads) * count for shares, count in given) for rank in ranks])
     held = [0] * len(weights)
-    for layer, shares in enumerate(_heads(facts, attention)):
-        for rank in ranks:
-            held[rank] += _attention(facts, layer, shares[rank])
+    for kind, count in kinds.items():
+        for rank, share in enumerate(divide_heads(kind.heads, kind.kv_heads, attention)):
+            query = kind.query * len(share.heads) // kind.heads
+            held[rank] += count * (query + kind.key * len(share.kv_heads) // kind.kv_heads)
     rest = touched(facts, _BALANCED_TOKENS) - facts.attention_parameters - facts.replicated_parameters
     if not even_memory:
         return Shares(attention, _relative(weights), experts)
@@ -93,39 +97,40 @@ def of_ranks(facts: ModelFacts, shares: Shares) -> tuple[ModelFacts, ...]:
 
     Raises ValueError where something has fewer parts than there are ranks.
     """
-    ranks = range(len(shares.attention))
-    heads = _heads(facts, shares.attention)
+    pairs = [(heads, layer.kv_heads) for heads, layer in zip(facts.heads, facts.layers, strict=True)]
+    heads = {pair: divide_heads(*pair, shares.attention) for pair in dict.fromkeys(pairs)}
     columns = [divide(part.width, shares.mlp, MULTIPLE) for part in facts.columns]
     experts = [_expert_units(part.count, part.width, shares) for part in facts.experts]
     vocabulary = divide(facts.vocabulary, shares.mlp, MULTIPLE)
-    made: dict[tuple[object, ...], ModelFacts] = {}
+    made: dict[_Kept, ModelFacts] = {}
     found: list[ModelFacts] = []
-    for rank in ranks:
-        layers = [layer[rank] for layer in heads]
+    for rank in range(len(shares.attention)):
         kept = _Kept(
-            tuple((len(share.heads), len(share.kv_heads)) for share in layers),
+            tuple((pair, len(parts[rank].heads), len(parts[rank].kv_heads)) for pair, parts in heads.items()),
             tuple(len(parts[rank]) for parts in columns),
             tuple((len(parts[rank]), units) for parts, units in experts),
             len(vocabulary[rank]),
         )
-        key = (kept.heads, kept.columns, kept.experts, kept.vocabulary)
-        if key not in made:
-            made[key] = _narrowed(facts, kept, shares.experts)
-        found.append(made[key])
+        if kept not in made:
+            made[kept] = _narrowed(facts, pairs, kept, shares.experts)
+        found.append(made[kept])
     return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """How much of everything a rank has: query and KV heads of each layer, columns, units of how many, rows."""
+    """How much of everything a rank has: query and KV heads of layers with so many, columns, units of how many, rows."""
 
-    heads: tuple[tuple[int, int], ...]
+    heads: tuple[tuple[tuple[int, int], int, int], ...]
     columns: tuple[int, ...]
     experts: tuple[tuple[int, int], ...]
     vocabulary: int
 
 
-def _narrowed(facts: ModelFacts, kept: _Kept, division: ExpertDivision) -> ModelFacts:
+def _narrowed(facts: ModelFacts, pairs: Sequence[tuple[int, int]], kept: _Kept, division: ExpertDivision) -> ModelFacts:
+    """pairs: query and KV heads of each layer."""
+    queries = {pair: heads for pair, heads, _ in kept.heads}
+    keys = {pair: kv_heads for pair, _, kv_heads in kept.heads}
     columns = tuple(
         replace(part, width=width, parameters=part.parameters * width // part.width)
         for part, width in zip(facts.columns, kept.columns, strict=True)
@@ -136,17 +141,17 @@ def _narrowed(facts: ModelFacts, kept: _Kept, division: ExpertDivision) -> Model
         else replace(part, count=count, parameters=part.parameters * count // units)
         for part, (count, units) in zip(facts.experts, kept.experts, strict=True)
     )
-    narrow = {
-        (layer, kv_heads): replace(layer, kv_heads=kv_heads)
-        for layer, (_, kv_heads) in set(zip(facts.layers, kept.heads, strict=True))
-    }
     narrowed = replace(
         facts,
-        layers=tuple(narrow[layer, kv_heads] for layer, (_, kv_heads) in zip(facts.layers, kept.heads, strict=True)),
-        heads=tuple(heads for heads, _ in kept.heads),
+        layers=_layers(facts.layers, [keys[pair] for pair in pairs]),
+        heads=tuple(queries[pair] for pair in pairs),
         intermediate=_intermediate(facts, columns, experts),
-        query_parameters=tuple(_queries(facts, layer, heads) for layer, (heads, _) in enumerate(kept.heads)),
-        key_parameters=tuple(_keys(facts, layer, kv_heads) for layer, (_, kv_heads) in enumerate(kept.heads)),
+        query_parameters=tuple(
+            count * queries[pair] // pair[0] for count, pair in zip(facts.query_parameters, pairs, strict=False)
+        ),
+        key_parameters=tuple(
+            count * keys[pair] // pair[1] for count, pair in zip(facts.key_parameters, pairs, strict=False)
+        ),
         columns=columns,
         experts=experts,
         vocabulary_parameters=facts.vocabulary_parameters * kept.vocabulary // facts.vocabulary,
@@ -207,33 +212,49 @@ def check_ranks(facts: ModelFacts, ranks: int) -> None:
 def divisible(facts: ModelFacts, ranks: int) -> bool:
     """Whether every rank would get a part of everything that is divided."""
     try:
-        _heads(facts, [1.0] * ranks)
+        for kind in _kinds(facts):
+            divide_heads(kind.heads, kind.kv_heads, [1.0] * ranks)
     except ValueError:
         return False
     return ranks <= min([facts.vocabulary, *(part.width for part in (*facts.columns, *facts.experts))])
 
 
-def _heads(facts: ModelFacts, weights: Sequence[float]) -> list[tuple[HeadShare, ...]]:
-    """Each layer's heads by rank. A latent layer keeps one latent for all its heads, so every rank keeps it."""
-    pairs = [(heads, layer.kv_heads) for heads, layer in zip(facts.heads, facts.layers, strict=True)]
-    divided = {pair: divide_heads(*pair, weights) for pair in set(pairs)}
-    return [divided[pair] for pair in pairs]
+def _layers(layers: Sequence[LayerCache], kv_heads: Sequence[int]) -> tuple[LayerCache, ...]:
+    """Each layer with so many KV heads; equal ones are one value, of which a model has few."""
+    made: list[tuple[LayerCache, LayerCache]] = []
+    found: list[LayerCache] = []
+    for layer, count in zip(layers, kv_heads, strict=True):
+        share = next((share for whole, share in made if share.kv_heads == count and whole == layer), None)
+        if share is None:
+            share = replace(layer, kv_heads=count)
+            made.append((layer, share))
+        found.append(share)
+    return tuple(found)
 
 
-def _attention(facts: ModelFacts, layer: int, share: HeadShare) -> int:
-    return _queries(facts, layer, len(share.heads)) + _keys(facts, layer, len(share.kv_heads))
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What dividing an attention layer needs of it. A latent layer keeps one latent for all its heads, on every rank."""
+
+    heads: int
+    kv_heads: int
+    query: int
+    key: int
 
 
-def _queries(facts: ModelFacts, layer: int, kept: int) -> int:
-    return _part(facts.query_parameters, layer, kept, facts.heads[layer])
-
-
-def _keys(facts: ModelFacts, layer: int, kept: int) -> int:
-    return _part(facts.key_parameters, layer, kept, facts.layers[layer].kv_heads)
-
-
-def _part(parameters: tuple[int, ...], layer: int, kept: int, units: int) -> int:
-    return parameters[layer] * kept // units if parameters else 0
+def _kinds(facts: ModelFacts) -> dict[_Kind, int]:
+    """Attention layers that are divided alike, and how many there are of each."""
+    nothing = (0,) * len(facts.layers)
+    kinds = Counter(
+        zip(
+            facts.heads,
+            (layer.kv_heads for layer in facts.layers),
+            facts.query_parameters or nothing,
+            facts.key_parameters or nothing,
+            strict=True,
+        )
+    )
+    return {_Kind(*kind): count for kind, count in kinds.items()}
 
 
 def _expert_units(count: int, width: int, shares: Shares) -> tuple[tuple[range, ...], int]:

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backend.hardware.gpu_table import gpu_facts
+from backend.errors import SettingError
+from backend.hardware.gpu_names import find_gpu
+from backend.hardware.gpu_table import GpuFacts, gpu_facts
 from backend.library.model_table import known_from_catalogue
 from backend.planner.fit.known_model import KnownModel
 from backend.planner.timing.efficiency import Outlook
@@ -55,9 +57,7 @@ class Scored:
 
 def predict_case(case: SpeedCase, known: KnownModel) -> Predicted:
     """What the engine is predicted to do. Raises SkippedError for what cannot be planned."""
-    gpu = gpu_facts(case.gpu)
-    if gpu is None:
-        raise SkippedError("unknown GPU")
+    gpu = _gpu(case.gpu)
     work = work_of(case, known, gpu)
     batch = (case.batch or 1) if case.mode == "decode" else batch_of(case, work, gpu)
 
@@ -69,6 +69,14 @@ def predict_case(case: SpeedCase, known: KnownModel) -> Predicted:
         return work.replicas * batch / forecast.token(batch, case.prompt + case.answer / 2, outlook)
 
     return Predicted(rate("likely"), rate("worst"), rate("best"), batch)
+
+
+def _gpu(name: str) -> GpuFacts:
+    """As a driver tells it, else as people call it."""
+    try:
+        return gpu_facts(name) or find_gpu(name).facts
+    except SettingError:
+        raise SkippedError("unknown GPU") from None
 
 
 def score(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from backend.hardware.gpu_names import is_sxm
 from backend.hardware.gpu_table import GpuFacts
 from backend.planner.fit.known_model import KnownModel, StateLayers
 from backend.planner.links import Link
@@ -144,8 +145,7 @@ def _stages(facts: ModelFacts, count: int) -> Iterator[ModelFacts]:
 
 def _link(gpu: GpuFacts, ranks: int) -> Link:
     """NVLink where the kind has it: between more than two only where it is not a bridge."""
-    bridged = "PCIe" in gpu.name or "RTX" in gpu.name or gpu.name.endswith(("A40", "A30"))
-    if gpu.nvlink_gbs_bidir_per_gpu and (ranks == 2 or not bridged):
-        return Link("nvlink", gpu.nvlink_gbs_bidir_per_gpu / 2, True, "NVLink", switched=not bridged)
+    if gpu.nvlink_gbs_bidir_per_gpu and (is_sxm(gpu) or ranks == 2):
+        return Link("nvlink", gpu.nvlink_gbs_bidir_per_gpu / 2, True, "NVLink", switched=is_sxm(gpu))
     generation = int(gpu.pcie[0]) if gpu.pcie[:1].isdigit() else 4
     return Link("pcie", _LANES.get(generation, 31.5), generation >= 5, "PCIe")

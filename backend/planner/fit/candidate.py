@@ -72,8 +72,8 @@ def variants(asked: Question, shape: Shape, weights: str, kv_format: str, hosted
     """The shape in these formats, with the plain settings and then with others that make more room for contexts.
 
     Parts of unequal GPUs, layers in host memory and a processor's pool follow the context that `serve` is asked for. So
-    where the plain settings do not do, longer ones are asked for: a ladder that all asks share, so that fewer users
-    find every plan that more of them do. Nothing where the model, its devices or main memory do not allow it.
+    where the plain settings do not do, others are tried: of unequal GPUs, the parts that make most room. Nothing where
+    the model, its devices or main memory do not allow it.
     """
     plain = _settings(asked, shape, weights, kv_format, hosted)
     first = _made(asked, shape, weights, kv_format, hosted, plain)
@@ -84,8 +84,10 @@ def variants(asked: Question, shape: Shape, weights: str, kv_format: str, hosted
     others: Iterator[EngineSettings] = iter(())
     if not cuda:
         others = _pools(asked, first)
-    elif hosted or not _equal(asked, shape):
-        others = (replace(plain, max_context=context) for context in _ladder(asked))
+    elif hosted:
+        others = (replace(plain, max_context=context) for context in _ladder(asked, first))
+    elif not _equal(asked, shape):
+        others = iter((replace(plain, max_context=asked.model.facts.max_positions),))
     for settings in others:
         made = _made(asked, shape, weights, kv_format, hosted, settings)
         if made is not None:
@@ -122,11 +124,13 @@ def _settings(asked: Question, shape: Shape, weights: str, kv_format: str, hoste
     )
 
 
-def _ladder(asked: Question) -> Iterator[int]:
-    """Contexts from the asked one on, by powers of two."""
-    most, context = asked.model.facts.max_positions, 2 * USEFUL_CONTEXT
-    while context < most:
-        if context >= asked.context:
+def _ladder(asked: Question, first: Candidate) -> Iterator[int]:
+    """Contexts as long as those of all users together, and longer: by powers of two, up to the model's own."""
+    most = asked.model.facts.max_positions
+    wanted = max(2 * USEFUL_CONTEXT, asked.context * asked.users(first.shape.replicas))
+    context = 1 << (wanted - 1).bit_length()
+    for _ in range(2):
+        if context < most:
             yield context
         context *= 2
     yield most

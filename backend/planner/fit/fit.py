@@ -7,7 +7,7 @@ from backend.hardware.cluster import Cluster
 from backend.planner.fit.ask import FitAsk
 from backend.planner.fit.bench import Bench
 from backend.planner.fit.candidate import Candidate, Question, plain_settings
-from backend.planner.fit.costs import cost_of
+from backend.planner.fit.costs import plan_cost
 from backend.planner.fit.fit_plans import fit_plan
 from backend.planner.fit.judged import KINDS, Judged
 from backend.planner.fit.known_model import KnownModel
@@ -34,7 +34,7 @@ def fit(model: KnownModel, cluster: Cluster, ask: FitAsk) -> FitReport:
     own = _serve(asked)
     if own is not None:
         found = [own, *(one for one in found if not _same(one, own))]
-    plans = {id(one): fit_plan(asked, one, cost_of(asked, one), plain=one is own) for one in found}
+    plans = {id(one): fit_plan(asked, one, plan_cost(asked, one), plain=one is own) for one in found}
     serve = plans[id(own)] if own is not None else None
     order = ranked(list(plans.values()), asked.ask.goal, serve)
     taken = best(order)

@@ -16,7 +16,7 @@ from backend.planner.fit.shape import Seat, Shape
 from backend.planner.groups import best_group
 from backend.planner.links import pair_link
 from backend.planner.model_facts import ModelFacts
-from backend.planner.shares import divisible
+from backend.planner.shares import choose_experts, divisible
 
 # More stages than this on machines that fewer would do for only lengthen the way of a token.
 _MOST_STAGES = 16
@@ -54,7 +54,8 @@ def _own(machine: Machine, division: Division) -> Iterator[Shape]:
             seats = ((Seat(0, best_group(machine, everywhere, ranks)),),)
             yield Shape(seats, own=True)
             if division.facts.experts and ranks > 1 and _power(ranks) and _enough_experts(division.facts, ranks):
-                yield from (Shape(seats, kind, own=True) for kind in ("tensor", "expert"))
+                usual, _ = choose_experts("auto", division.facts, ranks)
+                yield Shape(seats, "tensor" if usual == "expert" else "expert", own=True)
 
 
 def _many(cluster: Cluster, division: Division) -> Iterator[Shape]:
@@ -111,7 +112,8 @@ def _joined_well(cluster: Cluster, ranks: int) -> bool:
 
 
 def _layers(facts: ModelFacts) -> int:
-    return len(facts.layer_parameters) or len(facts.layers)
+    """Those that stages can share: each needs one that keeps K and V, since pages are counted alike on all."""
+    return min(len(facts.layers), len(facts.layer_parameters) or len(facts.layers))
 
 
 def _power(count: int) -> bool:

@@ -51,16 +51,17 @@ def cut(facts: ModelFacts, weights: int, element: int, rooms: Sequence[float]) -
     weights: bytes of the whole model once stored. element: bytes of an element of what formats leave alone.
     rooms: relative; above 0.
 
-    Raises ValueError for fewer layers than stages.
+    Raises ValueError where a stage would have no layer that keeps K and V.
     """
     layers = layer_counts(facts)
-    if len(layers) < len(rooms):
-        raise ValueError(f"{len(layers)} layers cannot be cut into {len(rooms)} stages")
     head, tail = _ends(facts)
     inside = max(0, weights - _outside(facts) * element)
     held = [inside * parameters // max(1, sum(layers)) for parameters in layers]
     edges = _edges(held, head * element, tail * element, rooms)
-    return tuple(_part(facts, first, stop, held, element) for first, stop in pairwise(edges))
+    parts = tuple(_part(facts, first, stop, held, element) for first, stop in pairwise(edges))
+    if not all(part.slots for part in parts):
+        raise ValueError(f"{len(layers)} layers cannot be cut into {len(rooms)} stages")
+    return parts
 
 
 def stage_layout(layout: CacheLayout, slots: range) -> CacheLayout:

@@ -1,7 +1,7 @@
 """ways_out: what to change where a model does not fit as it is, each judged by the same code; the cheapest three.
 
-Cheapest first means: what costs but a little accuracy (K and V in 8 bits), what is given up of the ask (users, context),
-weights in fewer bits, speed (layers in host memory), and then money: another GPU, another machine, at last another model.
+Cheapest first means: what costs but a little accuracy (K and V in 8 bits), what is given up of the ask (users, length),
+weights in fewer bits, speed (layers in host memory), then money: another GPU, another machine, at last another model.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from backend.planner.fit.verdict import verdict
 _MOST = 3
 # GPUs in one machine that are worth telling of.
 _MOST_GPUS = 16
+# Counts that are tried, from the fewest that could hold the weights on.
+_TRIED = 4
 
 
 def ways_out(bench: Bench, subject: Judged | None) -> tuple[WayOut, ...]:
@@ -117,9 +119,8 @@ def _another_gpu(asked: Question, subject: Judged) -> Iterator[WayOut]:
     if not machine.gpus:
         return
     division = Division(asked.model.facts)
-    for count in range(len(machine.gpus) + 1, _MOST_GPUS + 1):
-        if not division.allows(count):
-            continue
+    counts = [count for count in range(len(machine.gpus) + 1, _MOST_GPUS + 1) if division.allows(count)]
+    for count in [count for count in counts if _could_hold(machine, subject, count)][:_TRIED]:
         wider = Question(asked.model, Cluster((_with_gpus(machine, count),), ""), asked.ask)
         shape = Shape(((Seat(0, tuple(range(count))),),), own=True)
         one = judged(wider, shape, subject.candidate.weights, subject.candidate.kv_format)
@@ -129,6 +130,14 @@ def _another_gpu(asked: Question, subject: Judged) -> Iterator[WayOut]:
             what = f"Add another {name}." if more == 1 else f"Add {more} more {name}."
             yield WayOut(what, f"--tp {count}", gives(wider, one))
             return
+
+
+def _could_hold(machine: Machine, subject: Judged, count: int) -> bool:
+    """Whether so many GPUs have more memory than the weights take, spread evenly, and each its own terms beside."""
+    draft = subject.candidate.replicas[0].first
+    rank = draft.tightest
+    beside = rank.spent - dict(rank.terms)["weights"]
+    return sum(gpu.free for gpu in _with_gpus(machine, count).gpus) > draft.wishes.weights + count * beside // 2
 
 
 def _with_gpus(machine: Machine, count: int) -> Machine:

@@ -62,7 +62,11 @@ def test_this_machine_can_serve_and_says_so_as_json(own_folders: Path, monkeypat
     assert report["serves"] is True
     assert found["self-test"] == found["torch"] == found["cache folder"] == "ok"
     assert report["machine"]["cpu"]["cores"] >= 1
-    assert not list((own_folders / "cache_home").iterdir())  # looking leaves nothing behind
+    assert report["machine"]["rates"]["memory"] > 0.1
+    assert found["rates"] in ("ok", "warning")
+    # Looking leaves nothing behind but what it measured.
+    left = [path for path in (own_folders / "cache_home").rglob("*") if path.is_file()]
+    assert [path.parent.relative_to(own_folders / "cache_home") for path in left] == [Path("shardwise/rates")]
 
 
 def test_a_folder_that_cannot_be_written_ends_in_status_1(own_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,6 +74,7 @@ def test_a_folder_that_cannot_be_written_ends_in_status_1(own_folders: Path, mon
     blocked.write_text("")
     monkeypatch.setenv("XDG_DATA_HOME", str(blocked))
     monkeypatch.setattr("app.commands.doctor.compute_report", lambda _: REPORT)
+    monkeypatch.setattr("app.commands.doctor.measured", lambda machine: machine)
     status, output = run_doctor()
     assert status == 1
     assert "FAILURE  data folder" in output
@@ -103,6 +108,7 @@ def test_a_self_test_that_crashes_or_hangs_is_a_failure() -> None:
 
 def test_a_gpu_that_does_not_compute_leaves_the_cpu(own_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.commands.doctor.read_machine", gpu_machine)
+    monkeypatch.setattr("app.commands.doctor.measured", lambda machine: machine)
     monkeypatch.setattr(
         "app.commands.doctor.compute_report", lambda command: REPORT if "cpu" in command else "no kernel image"
     )
@@ -114,19 +120,20 @@ def test_a_gpu_that_does_not_compute_leaves_the_cpu(own_folders: Path, monkeypat
 
 
 def test_hardware_is_described_with_its_limits() -> None:
-    assert statuses(hardware_findings(cpu_machine())) == {"cpu": "ok", "memory": "ok", "gpu": "note"}
+    assert statuses(hardware_findings(cpu_machine())) == {"cpu": "ok", "memory": "ok", "gpu": "note", "rates": "note"}
     weak = msgspec.structs.replace(cpu_machine(features=("avx2",)), memory=Memory(GIB, GIB // 2, limited=True))
-    assert statuses(hardware_findings(weak)) == {"cpu": "note", "memory": "warning", "gpu": "note"}
+    assert statuses(hardware_findings(weak)) == {"cpu": "note", "memory": "warning", "gpu": "note", "rates": "note"}
     hung = msgspec.structs.replace(cpu_machine(), gpu_problem="The NVIDIA driver did not answer within 15 s.")
     assert statuses(hardware_findings(hung))["gpu"] == "warning"
 
 
 def test_who_holds_a_gpus_memory_is_named() -> None:
     held = gpu(free=2 * GIB, holders=(GpuHolder(77, "blender", 20 * GIB), GpuHolder(78, "", None)))
-    found = hardware_findings(gpu_machine(held))[-1]
-    assert found.status == "warning"
-    assert "blender (77, 20 GiB), a process (78)" in found.fix
-    assert hardware_findings(gpu_machine())[-1].status == "ok"
+    found = {
+        finding.status: finding.what for finding in hardware_findings(gpu_machine(held)) if finding.area == "sharing"
+    }
+    assert "22 GiB of GPU 0 (Test GPU) are held by blender (77, 20 GiB), a process (78)" in found["warning"]
+    assert "sharing" not in statuses(hardware_findings(gpu_machine()))
 
 
 def test_a_missing_folder_is_asked_of_the_one_it_would_lie_in(tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import re
 from itertools import combinations
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
-from backend.errors import SettingError
+from backend.errors import SettingError, ShardwiseError
 from backend.hardware.gpu import GpuLink
 from backend.hardware.hardware_words import describe_hardware
 from backend.hardware.network_table import network_table
-from backend.hardware.specification import parse_hardware
+from backend.hardware.specification import GRAMMAR, parse_hardware
 from backend.planner.links import link_of
 from tests.fakes.machines import bridged_3090
 
@@ -97,6 +100,11 @@ def test_pcie_takes_the_card_where_a_name_has_both() -> None:
     assert not any(link.nvlink for link in cut.links)
 
 
+def test_bridges_lie_over_cards_of_a_kind() -> None:
+    (machine,) = parse_hardware("1x RTX-4090 + 2x RTX-3090 + 3x RTX-A6000, nvlink").machines
+    assert [(link.first, link.second) for link in machine.links if link.nvlink] == [(1, 2), (3, 4)]
+
+
 def test_unequal_cards() -> None:
     (machine,) = parse_hardware("1x RTX-3090 + RTX-A6000").machines
     assert [(gpu.name, gpu.index) for gpu in machine.gpus] == [("NVIDIA GeForce RTX 3090", 0), ("NVIDIA RTX A6000", 1)]
@@ -176,13 +184,46 @@ def test_everything_is_described_with_the_figures_that_plans_take() -> None:
     assert "xGMI" in describe_hardware(parse_hardware("8x MI300X"))
 
 
+COUNTS = st.sampled_from(["2", "0", "x", "2x", "nodes", "of", "and", "+", ",", "½", "٣x"])
+NAMES = st.sampled_from(["H100", "3090", "RTX-A6000", "A100-80GB", "GB10", "cpu", "local", "GB"])
+OPTIONS = st.sampled_from(["pcie", "nvlink", "pairs", "x8", "ib-hdr", "10gbe", "32GiB", "ram", "cores", "p2p"])
+
+
+@given(st.lists(COUNTS | NAMES | OPTIONS, max_size=9).map(" ".join) | st.text(max_size=30))
+def test_whatever_is_written_is_hardware_or_an_error_for_people(text: str) -> None:
+    assume(not text.strip().lower().endswith((".yaml", ".yml", ".json")))
+    try:
+        cluster = parse_hardware(text, bridged_3090())
+    except ShardwiseError:
+        return
+    assert cluster.name
+    assert describe_hardware(cluster)
+    for machine in cluster.machines:
+        count = len(machine.gpus)
+        assert len(machine.links) == count * (count - 1) // 2
+        assert machine.memory.available <= machine.memory.total
+
+
+def test_each_example_of_the_grammar_is_read() -> None:
+    examples = [line for line in GRAMMAR.partition("\n\n")[0].splitlines() if line[0] != " "]
+    texts = [re.split(r"\s{2,}", line)[0] for line in examples]
+    assert len(texts) == 7
+    for text in texts:
+        if not text.endswith(".yaml"):
+            assert parse_hardware(text).machines
+    assert max(len(line) for line in GRAMMAR.splitlines()) <= 80
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("", "No hardware is named"),
         ("2x H900", "No GPU is known as 'H900'"),
         ("3x 4090, nvlink", "has no NVLink"),
-        ("1x H100, nvlink", "NVLink joins two GPUs or more"),
+        ("1x H100, nvlink", "NVLink joins two GPUs of a kind"),
+        ("1x RTX-3090 + 1x RTX-A6000, nvlink", "NVLink joins two GPUs of a kind"),
+        ("2x RTX-3090, pcie x3", "says nothing about hardware"),
+        ("2x RTX-3090," * 200, "too long"),
         ("16x H100", "2 nodes of 8x H100"),
         ("0x H100", "0 GPUs"),
         ("99 nodes of H100", "1 to 64"),
