@@ -15,9 +15,12 @@ from backend.planner.fit.dimensions import (
     DELTA,
     EXPERTS_ALONE,
     FULL,
+    HEAVY,
+    LIGHT,
     MAMBA_ALONE,
     MLP_ALONE,
     SLIDING,
+    Compressed,
     DeltaNet,
     Dimensions,
     Experts,
@@ -72,6 +75,8 @@ _TEXT_PARTS = (
     "decoder_config",
     "global_config",
 )
+# Families whose attention rotates nothing.
+_WITHOUT_ROPE = ("nemotron_h",)
 _LAYER_LISTS = ("layer_types", "layers_block_type", "block_types", "_block_types")
 _LETTERS: Mapping[str, str] = {
     **dict.fromkeys(("full_attention", "attention", "full", "hybrid", "global"), FULL),
@@ -130,12 +135,15 @@ def dimensions_of(name: str, config: Config) -> Dimensions:
         sliding=_sliding_heads(text),
         moe=_experts(text, layers),
         mla=_latent(text),
+        compressed=_compressed(text),
+        sinks="all" if text.get("compress_ratios") else "",
         delta=_delta(text, hidden, heads),
         mamba=_mamba(text, hidden),
         qkv_bias=bool(text.get("attention_bias") or text.get("qkv_bias") or text.get("use_qkv_bias")),
         gated_mlp=not str(text.get("mlp_hidden_act", "")).startswith("relu2"),
         output_gate=bool(text.get("attn_output_gate")),
         rope_tables=_rope_tables(text, head_dim or hidden // heads),
+        rotary_share=0.0 if text.get("model_type") in _WITHOUT_ROPE else 1.0,
     )
 
 
@@ -150,9 +158,13 @@ def dtype_of(config: Config) -> str:
 
 
 def _rope_tables(text: Config, head_dim: int) -> tuple[tuple[int, int], ...]:
-    """Positions and rotated elements of vLLM's tables: a linear stretch makes them longer, YaRN starts from the original
-    length, and positions in three dimensions are given four times as many (vllm/model_executor/layers/rotary_embedding).
+    """Positions and rotated elements of each table that vLLM keeps (vllm/model_executor/layers/rotary_embedding).
+
+    A linear stretch makes it longer, YaRN starts from the original length, and positions in three dimensions get four
+    times as many.
     """
+    if text.get("model_type") in _WITHOUT_ROPE:
+        return ()
     positions, told = (
         _first(text, "max_position") or 2048,
         text.get("rope_parameters") or text.get("rope_scaling") or {},
@@ -211,6 +223,9 @@ def _is_without_attention(text: Config) -> bool:
 
 def _pattern(text: Config, layers: int) -> str:
     """A letter a layer, of those that `dimensions` has."""
+    ratios = text.get("compress_ratios")
+    if isinstance(ratios, Sequence) and len(ratios) >= layers:
+        return "".join(SLIDING if not one else LIGHT if one < _HEAVY_RATIO else HEAVY for one in ratios[:layers])
     override = text.get("hybrid_override_pattern")
     known = {MAMBA_ALONE, EXPERTS_ALONE, ATTENTION_ALONE, MLP_ALONE}
     if isinstance(override, str) and override and set(override) <= known:
@@ -246,8 +261,29 @@ def _pattern(text: Config, layers: int) -> str:
     return SLIDING if _window(text, "") else FULL
 
 
+_HEAVY_RATIO = 32
+
+
+def _compressed(text: Config) -> Compressed | None:
+    """DeepSeek-V4's attention."""
+    ratios = [one for one in text.get("compress_ratios") or () if one]
+    if not ratios:
+        return None
+    return Compressed(
+        q_lora_rank=_number(text.get("q_lora_rank")) or 0,
+        output_groups=_number(text.get("o_groups")) or 1,
+        output_rank=_number(text.get("o_lora_rank")) or 0,
+        light=min(ratios),
+        heavy=max(ratios),
+        streams=_number(text.get("hc_mult")) or 1,
+        indexer=Indexer(_number(text.get("index_n_heads")) or 0, _number(text.get("index_head_dim")) or 0),
+    )
+
+
 def _window(text: Config, pattern: str) -> int | None:
     """Positions of a sliding layer; None where the config has a number and turns it off."""
+    if set(pattern) & {LIGHT, HEAVY}:
+        return _first(text, "window") or 128
     if CHUNKED in pattern:
         return _number(text.get("attention_chunk_size"))
     if pattern and SLIDING not in pattern:
@@ -323,7 +359,7 @@ def _delta(text: Config, hidden: int, heads: int) -> DeltaNet:
         keys = _number(text.get("linear_num_key_heads")) or values
         return DeltaNet(keys, values, key, value, _number(text.get("linear_conv_kernel_dim")) or 4)
     kernel = _number(text.get("conv_L_cache")) or _number(text.get("conv_kernel")) or 4
-    states = next((found for name in _STATES if (found := _number(text.get(name)))), 0)
+    states = _named(text, *_STATES) or 0
     inner = _inner(text, hidden)
     # One head whose keys are the states.
     return DeltaNet(0, 1, states, inner, kernel)
@@ -332,19 +368,19 @@ def _delta(text: Config, hidden: int, heads: int) -> DeltaNet:
 _STATES = ("mamba_d_state", "ssm_state_size", "state_size", "mamba_state_dim", "d_state")
 
 
+def _named(text: Config, *names: str) -> int | None:
+    """The first of these fields that is a number."""
+    return next((found for name in names if (found := _number(text.get(name)))), None)
+
+
 def _inner(text: Config, hidden: int) -> int:
-    inner = next((found for name in ("mamba_d_ssm", "lru_width", "mamba_intermediate_size") if
-                  (found := _number(text.get(name)))), None)  # fmt: skip
-    heads = (
-        _number(text.get("mamba_n_heads")) or _number(text.get("mamba_num_heads")) or _number(text.get("n_mamba_heads"))
-    )
-    size = (
-        _number(text.get("mamba_d_head")) or _number(text.get("mamba_head_dim")) or _number(text.get("mamba_headdim"))
-    )
+    """Channels of a layer that keeps a state."""
+    heads = _named(text, "mamba_n_heads", "mamba_num_heads", "n_mamba_heads")
+    size = _named(text, "mamba_d_head", "mamba_head_dim", "mamba_headdim")
+    inner = _named(text, "mamba_d_ssm", "lru_width", "mamba_intermediate_size")
     if inner is None and heads is not None and size is not None:
         return heads * size
-    expand = _number(text.get("mamba_expand")) or _number(text.get("expand"))
-    return inner or hidden * (expand or 1)
+    return inner or hidden * (_named(text, "mamba_expand", "expand") or 1)
 
 
 def _mamba(text: Config, hidden: int) -> Mamba | None:
@@ -354,7 +390,7 @@ def _mamba(text: Config, hidden: int) -> Mamba | None:
     return Mamba(
         heads=heads,
         head_dim=_number(text.get("mamba_head_dim")) or 64,
-        state=next((found for name in _STATES if (found := _number(text.get(name)))), 128),
+        state=_named(text, *_STATES) or 128,
         groups=_number(text.get("n_groups")) or _number(text.get("mamba_n_groups")) or 1,
         kernel=_number(text.get("conv_kernel")) or _number(text.get("mamba_d_conv")) or 4,
     )

@@ -1,4 +1,4 @@
-"""Facts of a model from its config alone: found by a child process that builds it on meta, and kept in the user's cache.
+"""Facts of a model from its config alone: found by a child that builds it on meta, and kept in the user's cache.
 
 Public: facts_of_config(name, config) -> KnownModel.
 """

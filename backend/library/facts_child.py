@@ -71,12 +71,12 @@ def _served(raw: dict[str, Any], config: Any, text: Any) -> KnownModel:
 
 def _others(config: Any, text: Any, inside: int) -> int:
     """Parameters of the whole model beside its text model's."""
-    from backend.surgery.outline import build_whole, count
+    from backend.surgery.outline import WHOLE_FIRST, build_whole, count
 
     if text is config:
         return 0
     try:
-        whole = build_whole(config)
+        whole = build_whole(config, WHOLE_FIRST)
     except UnsupportedModelError:
         return 0
     counted = sum(one.numel() for name, one in whole.named_parameters() if is_encoder(name))
@@ -94,7 +94,9 @@ def _outlined(raw: dict[str, Any], config: Any, text: Any) -> KnownModel:
         except UnsupportedModelError:
             continue
         outside = sum(one.numel() for name, one in model.named_parameters() if is_encoder(name))
-        return replace(outlined(size, model, outside), other_parameters=outside)
+        known = outlined(size, model, outside)
+        others = outside or _others(config, text, known.facts.parameters)
+        return replace(known, other_parameters=others)
     return known_model_of("", size, source="dimensions in its config")
 
 
@@ -134,7 +136,10 @@ def _fields(config: Any) -> dict[str, Any]:
 
 
 def _text(config: Any) -> Any:
-    return config.get_text_config(decoder=True)
+    try:
+        return config.get_text_config()
+    except ValueError:
+        return config.get_text_config(decoder=True)  # it has an encoder of text as well
 
 
 if __name__ == "__main__":

@@ -12,7 +12,14 @@ from typing import Any
 import msgspec
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.initialization import no_init_weights
 
 from backend.planner.fit.compose import known_model_of
@@ -26,15 +33,17 @@ from quant.weight_sizes import LinearShape
 # What modules that keep a state have (`describe` refuses them), and words in the paths of those that attend.
 _STATEFUL = ("conv1d", "conv", "A_log", "dt_bias", "ssm_state_size", "rg_lru", "time_decay", "slstm", "mlstm")
 _ATTENDING = ("attn", "attention", "mixer", "temporal_block")
-_CLASSES = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModel)
+# Classes that transformers may have for a config: text alone first, or all of it first.
+TEXT_FIRST = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModel)
+WHOLE_FIRST = (AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoModelForCausalLM, AutoModel)
 
 
-def build_whole(config: PreTrainedConfig) -> PreTrainedModel:
+def build_whole(config: PreTrainedConfig, kinds: Sequence[Any] = TEXT_FIRST) -> PreTrainedModel:
     """The model on meta by the first kind of class that transformers has for the config.
 
     Raises UnsupportedModelError where it has none, or cannot build it.
     """
-    for kind in _CLASSES:
+    for kind in kinds:
         if type(config) in kind._model_mapping:
             try:
                 with torch.device("meta"), no_init_weights():
@@ -60,7 +69,7 @@ def outlined(size: Dimensions, model: PreTrainedModel, outside: int) -> KnownMod
     layers = _decoder_layers(model, size.layers)
     states = [layer for layer in layers if _has_state(layer)]
     known = known_model_of("", _with_kinds(size, layers) if states else size)
-    parts = _parts(model)
+    parts = _parts(model, size.hidden)
     facts = replace(
         known.facts,
         architecture=type(model).__name__,
@@ -102,7 +111,9 @@ def _has_state(layer: nn.Module) -> bool:
 
 def _has_attention(layer: nn.Module) -> bool:
     return any(
-        ("attn" in name or "attention" in name) and not _has_state(module) and any(module.parameters())
+        ("attn" in name or "attention" in name)
+        and not _has_state(module)
+        and next(module.parameters(), None) is not None
         for path, module in layer.named_modules()
         for name in [path.rpartition(".")[2].lower()]
         if "norm" not in name
@@ -124,19 +135,22 @@ def _state_parameters(layer: nn.Module) -> int:
     return 0
 
 
-def _parts(model: PreTrainedModel) -> ParameterParts:
+def _parts(model: PreTrainedModel, hidden: int) -> ParameterParts:
     """Columns, experts and the vocabulary, as `parameter_parts` counts them outside of attention."""
     attending = [name for name, _ in model.named_modules() if _attends(name)]
     kept = [(name, module) for name, module in model.named_modules() if not _below(name, attending)]
-    shown: Any = _Shown(model, [module for _, module in kept])
+    shown: Any = _Shown(model, [module for _, module in kept], hidden)
     return parameter_parts(shown, ())
 
 
 class _Shown:
     """The model with some of its modules only, for `parameter_parts`."""
 
-    def __init__(self, model: PreTrainedModel, modules: Sequence[nn.Module]) -> None:
-        self._model, self._modules, self.config = model, modules, model.config
+    def __init__(self, model: PreTrainedModel, modules: Sequence[nn.Module], hidden: int) -> None:
+        self._model, self._modules, self.hidden_size, self.config = model, modules, hidden, self
+
+    def get_text_config(self) -> _Shown:
+        return self
 
     def modules(self) -> Iterator[nn.Module]:
         return iter(self._modules)
