@@ -61,7 +61,10 @@ def show_fit(
     offline: Annotated[
         bool, typer.Option("--offline", help="Ask no hub: only what is here, and the catalogue.")
     ] = False,
-    plans: Annotated[int, typer.Option(min=1, metavar="COUNT", help="How many to show.")] = 8,
+    plans: Annotated[int, typer.Option(min=1, metavar="COUNT", help="How many plans to list.")] = 8,
+    plan: Annotated[
+        int | None, typer.Option(metavar="NUMBER", help="The plan to tell more about; the best that fits by default.")
+    ] = None,
     links: Annotated[
         bool,
         typer.Option("--links", help="Print instead what GPUs send each other for the model, and how long it takes."),
@@ -106,7 +109,7 @@ def show_fit(
     else:
         from app.fit.text import as_text
 
-        print(as_text(reports[0], plans, bars=sys.stdout.isatty() and not plain))
+        print(as_text(reports[0], plans, plan, bars=sys.stdout.isatty() and not plain))
     if all(report.best is None for report in reports):
         raise typer.Exit(DOES_NOT_FIT)
 

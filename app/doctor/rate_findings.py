@@ -22,9 +22,9 @@ def rate_findings(machine: Machine) -> Iterator[Finding]:
         yield Finding("rates", "note", "How fast main memory and the disk are could not be measured.")
         return
     cores = machine.cpu.usable_cores
-    yield Finding(
-        "rates", "ok", f"Main memory is copied at {rates.memory:.3g} GB/s, read and written, by {cores} cores."
-    )
+    busy = " Other programs were busy meanwhile: it may be faster." if rates.busy else ""
+    what = f"Main memory is copied at {rates.memory:.3g} GB/s, read and written, by {cores} cores.{busy}"
+    yield Finding("rates", "ok", what)
     yield _disk(rates)
     for number, gpu in enumerate(machine.gpus):
         found = next((copy for copy in rates.copies if copy.uuid == gpu.uuid), None)

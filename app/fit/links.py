@@ -100,7 +100,7 @@ def as_table(model: KnownModel, costs: Sequence[WayCost], width: int = 80) -> st
         "all-reduce: one, of one token; a token: all of them that a token of an answer waits for, two a layer; 8,192 "
         "tokens: all of them of so much of a prompt; hand-over: of one token to the next stage, and of 8,192."
     )
-    return "\n".join([*lines, "", *wrap(legend, width)])
+    return "\n".join([*lines, "", *wrap(legend, width, break_on_hyphens=False)])
 
 
 def _times(cost: WayCost) -> tuple[float, ...]:

@@ -18,9 +18,12 @@ from app.fit.words import (
     rate,
     seconds,
     seconds_between,
+    term_names,
+    term_title,
     verdict_words,
 )
 from app.text_safety import clean, clean_line
+from backend.errors import SettingError
 from backend.planner.fit.report import Cost, FitPlan, FitReport, WayOut
 
 WIDTH = 80
@@ -30,27 +33,29 @@ _LEGEND = (
     "layout: tensor x stages x replicas, e for whole experts; formats: weights/kv, where kv is not the model's own; "
     "context: the largest; users: at once, with the context asked for; run: whether this version can"
 )
-# In the order in which a start takes them; others that a report has follow.
-_TERMS = ("weights", "kv", "activations", "graphs", "communication", "context", "streaming")
-_SHORT = {"activations": "activ.", "communication": "comm.", "streaming": "stream."}
 
 
-def as_text(report: FitReport, shown: int, bars: bool = False, width: int = WIDTH) -> str:
+def as_text(report: FitReport, shown: int, number: int | None = None, bars: bool = False, width: int = WIDTH) -> str:
     """The whole answer.
 
     Arguments:
-        shown: how many plans.
+        shown: how many plans are listed; the one that is told of is always among them.
+        number: the plan that is told of, from 1 on; None for the best that fits.
         bars: whether memory is drawn too, as a terminal can show.
+
+    Raises:
+        SettingError: there is no such plan.
     """
-    best = chosen_plan(report)
+    told = chosen_plan(report) if number is None else _numbered(report, number)
+    rows = [(at, plan) for at, plan in enumerate(report.plans, start=1) if at <= shown or plan is told]
     blocks = [
-        _head(report, best, width),
-        _plans(report, shown, width),
-        _memory(report, shown, width),
-        _best(report, best, bars, width),
+        _head(report, told, width),
+        _plans(report, rows, width),
+        _memory(rows, width),
+        _told(report, told, bars, width),
         _ways_out(report.ways_out, width),
-        _command(report, best, width),
-        _notes(report, best, width),
+        _command(report, told, width),
+        _notes(report, told, width),
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
@@ -60,18 +65,28 @@ def chosen_plan(report: FitReport) -> FitPlan:
     return report.plans[report.best or 0]
 
 
-def _head(report: FitReport, best: FitPlan, width: int) -> list[str]:
+def _numbered(report: FitReport, number: int) -> FitPlan:
+    if not 1 <= number <= len(report.plans):
+        raise SettingError(
+            f"There is no plan {number}.", f"There are {len(report.plans)}.", "--plans lists more of them."
+        )
+    return report.plans[number - 1]
+
+
+def _head(report: FitReport, told: FitPlan, width: int) -> list[str]:
     ask = report.ask
     engine = f"{ask.engine} {ask.engine_version}".strip()
     asked = (
         f"{counted(ask.users, 'user')}, context {ask.context or 0:,}; prompt {ask.prompt:,}, answer {ask.answer:,}; "
         f"goal {ask.goal}; engine {engine}"
     )
+    number = report.plans.index(told) + 1
+    which = f" (plan {number})" if number > 1 else ""
     return [
         *_filled("model", f"{clean_line(report.model)}; {clean_line(report.source)}", width),
         *_filled("hardware", clean_line(report.hardware), width),
         *_filled("asked", asked, width),
-        *_filled("verdict", verdict_words(best.verdict), width),
+        *_filled("verdict", verdict_words(told.verdict) + which, width),
     ]
 
 
@@ -81,12 +96,11 @@ def _filled(name: str, value: str, width: int, indent: int = 10) -> list[str]:
     return [f"{name if not position else '':<{indent}}{line}" for position, line in enumerate(lines)]
 
 
-def _plans(report: FitReport, shown: int, width: int) -> list[str]:
-    rows = [_plan_row(number, plan) for number, plan in enumerate(report.plans[:shown], start=1)]
+def _plans(report: FitReport, rows: list[tuple[int, FitPlan]], width: int) -> list[str]:
     left = len(report.plans) - len(rows)
     return [
         "plans, best first",
-        *columns(_PLAN_HEAD, rows, _PLAN_ALIGN, width),
+        *columns(_PLAN_HEAD, [_plan_row(number, plan) for number, plan in rows], _PLAN_ALIGN, width),
         *([f"({left:,} more: --plans {len(report.plans)})"] if left > 0 else []),
         *wrap(_LEGEND, width),
     ]
@@ -110,13 +124,11 @@ def speed_cells(plan: FitPlan) -> tuple[str, ...]:
     )
 
 
-def _memory(report: FitReport, shown: int, width: int) -> list[str]:
+def _memory(plans: list[tuple[int, FitPlan]], width: int) -> list[str]:
     """The terms of each plan's fullest device."""
-    plans = report.plans[:shown]
-    found = {term.name for plan in plans for term in fullest(plan).terms}
-    names = [name for name in _TERMS if name in found] + sorted(found - set(_TERMS))
-    head = ("#", *(_SHORT.get(name, name) for name in names), "sum", "usable", "of")
-    rows = [_memory_row(number, plan, names) for number, plan in enumerate(plans, start=1)]
+    names = term_names(term.name for _, plan in plans for term in fullest(plan).terms)
+    head = ("#", *map(term_title, names), "sum", "usable", "of")
+    rows = [_memory_row(number, plan, names) for number, plan in plans]
     return ["memory of the fullest device, GiB", *columns(head, rows, ">" * len(head), width)]
 
 
@@ -127,14 +139,14 @@ def _memory_row(number: int, plan: FitPlan, names: list[str]) -> tuple[str, ...]
     return (str(number), *map(gib, amounts))
 
 
-def _best(report: FitReport, best: FitPlan, bars: bool, width: int) -> list[str]:
-    number = report.plans.index(best) + 1
+def _told(report: FitReport, plan: FitPlan, bars: bool, width: int) -> list[str]:
+    number = report.plans.index(plan) + 1
     return [
-        *wrap(f"plan {number}: {layout_in_words(best)}", width, subsequent_indent="  "),
-        *device_lines(best, bars),
-        *speed_lines(best, width),
-        *(_item(reason, width) for reason in best.reasons),
-        *([_item(f"Not run by this version: {best.blocked}", width)] if best.blocked else []),
+        *wrap(f"plan {number}: {layout_in_words(plan)}", width, subsequent_indent="  "),
+        *device_lines(plan, bars, width),
+        *speed_lines(plan, width),
+        *(_item(reason, width) for reason in plan.reasons),
+        *([_item(f"Not run by this version: {plan.blocked}", width)] if plan.blocked else []),
     ]
 
 
@@ -191,7 +203,7 @@ def _way_out(way: WayOut) -> str:
 
 def _command(report: FitReport, best: FitPlan, width: int) -> list[str]:
     """How to run it, so that it can be copied: lines that are too long go on behind a backslash, as shells read it."""
-    if report.best is None or not best.runnable:
+    if best.verdict.kind == "too large" or not best.runnable:
         return []
     first, *others = wrap(serve_command(report, best), width - 6, break_on_hyphens=False, break_long_words=False)
     return ["run it with", " \\\n".join([f"  {first}", *(f"    {line}" for line in others)])]

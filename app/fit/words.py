@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from app.text_safety import clean
@@ -24,6 +24,11 @@ BOUNDS: Mapping[Bound, str] = MappingProxyType(
         "launch": "a step waits for kernels to be launched",
     }
 )
+# In the order in which a start takes them.
+_TERMS = ("weights", "kv", "activations", "graphs", "communication", "context", "libraries", "streaming")
+_SHORT: Mapping[str, str] = MappingProxyType(
+    {"activations": "activ.", "communication": "comm.", "streaming": "stream.", "libraries": "libs"}
+)
 _GIB = 1 << 30
 
 
@@ -31,6 +36,17 @@ def verdict_words(verdict: Verdict) -> str:
     """The kind, and the sentence that says why."""
     sentence = clean(verdict.sentence)
     return f"{VERDICTS[verdict.kind]}. {sentence[:1].upper()}{sentence[1:]}"
+
+
+def term_names(found: Iterable[str]) -> list[str]:
+    """Names of memory terms, each once, in the order in which tables have them."""
+    names = set(found)
+    return [name for name in _TERMS if name in names] + sorted(names - set(_TERMS))
+
+
+def term_title(name: str) -> str:
+    """A term's name at the head of a column."""
+    return _SHORT.get(name, name)
 
 
 def gib(count: int) -> str:
@@ -64,14 +80,16 @@ def dollars(amount: float) -> str:
 
 
 def layout(plan: FitPlan) -> str:
-    """Tensor x stages x replicas, "e" where experts are whole: "8x2x1", "8ex1x1"."""
+    """Tensor x stages x replicas, "e" where experts are whole: "8x2x1", "8ex1x1"; "cpu" for a processor."""
+    if plan.devices[0].gpu is None:
+        return "cpu"
     return f"{plan.tensor}{'e' if plan.experts == 'expert' else ''}x{plan.stages}x{plan.replicas}"
 
 
 def layout_in_words(plan: FitPlan) -> str:
-    """As people say it: "4 GPUs share each layer, 2 stages, 2 replicas"."""
+    """As people say it: "tensor 4, 2 stages, 2 replicas, weights int8, kv model"."""
     parts = [
-        f"tensor {plan.tensor}",
+        "processor" if plan.devices[0].gpu is None else f"tensor {plan.tensor}",
         f"{plan.stages} stages" if plan.stages > 1 else "",
         f"{plan.replicas} replicas" if plan.replicas > 1 else "",
         "whole experts" if plan.experts == "expert" else "",

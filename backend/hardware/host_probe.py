@@ -5,6 +5,7 @@ Programs of their own do it, within bounded time: what hangs or fails is only no
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +22,7 @@ from backend.hardware.rates import CopyRate, HostRates
 from backend.library.locations import hub_cache
 
 # Seconds: the program takes two at most, unless the disk hangs; importing torch and making contexts takes longer.
-_HOST, _COPIES, _EACH = 10.0, 60.0, 5.0
+_HOST, _COPIES, _EACH = 15.0, 60.0, 5.0
 
 _Kind = TypeVar("_Kind")
 
@@ -43,11 +44,13 @@ def measured(
 ) -> Machine:
     """The machine with its rates: measured since the computer was started, or now, in some 2 s and 5 with GPUs.
 
+    Rates that were measured while the machine was busy are measured again.
+
     folder: of the models; None takes the library's. Tests replace the store and the commands `host` and `copies`.
     """
     store, folder = store or default_rate_store(), folder or hub_cache()
     known = store.read(machine.cpu, machine.gpus, fresh=True)
-    if known is None or known.disk_folder != str(folder):
+    if known is None or known.busy or known.disk_folder != str(folder):
         known = measure(machine, folder, host, copies)
         if known.memory:
             store.write(machine.cpu, machine.gpus, known)
@@ -57,6 +60,7 @@ def measured(
 def measure(machine: Machine, folder: Path, host: tuple[str, ...] = (), copies: tuple[str, ...] = ()) -> HostRates:
     """Measures now, whatever is remembered."""
     command = (*(host or program("backend.hardware.probe_host")), str(folder), str(machine.cpu.usable_cores))
+    busy = os.getloadavg()[0] > machine.cpu.usable_cores
     report = _told(ask(command, _HOST), HostReport) or HostReport()
     return HostRates(
         memory=report.memory,
@@ -64,6 +68,7 @@ def measure(machine: Machine, folder: Path, host: tuple[str, ...] = (), copies: 
         disk_direct=report.disk_direct,
         disk_folder=str(folder),
         copies=_copies(machine.gpus, copies),
+        busy=busy,
     )
 
 

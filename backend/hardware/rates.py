@@ -22,6 +22,7 @@ class HostRates(Struct, frozen=True):
         disk_direct: whether that read went around the page cache; else it may be too fast.
         disk_folder: the folder whose file system it was.
         copies: of each GPU.
+        busy: whether other programs kept the processor busy meanwhile, so that rates may be too low.
     """
 
     memory: float = 0.0
@@ -29,6 +30,7 @@ class HostRates(Struct, frozen=True):
     disk_direct: bool = False
     disk_folder: str = ""
     copies: tuple[CopyRate, ...] = ()
+    busy: bool = False
 
     def to_gpu(self, uuid: str) -> float:
         """GB/s from pinned main memory; 0 where it was not measured."""

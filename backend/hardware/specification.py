@@ -17,34 +17,33 @@ from backend.hardware.specification_options import MachineOptions, link_option, 
 
 GRAMMAR = """\
 local                            this computer, as it is now
-4x H100-80GB                     GPUs in one machine; one needs no count
+4x H100-80GB                     GPUs in one machine; 1x may be left out
 1x RTX-3090 + 1x RTX-A6000       GPUs of several kinds in one machine
 2 nodes of 4x A100-80GB, ib-hdr  machines alike, and what joins them
-1 node of 2x RTX-3090 and 1 node of 1x RTX-4090, 10gbe
+2 nodes of 1x RTX-4090 and 1 node of 2x RTX-3090, 10gbe
                                  machines that differ
 cpu 32GiB, 16 cores              no GPU
 machines.yaml                    a file that describes machines in full, or
-                                 what `shardwise doctor --json` printed on
-                                 another computer
+                                 what `shardwise doctor --json` printed
+                                 elsewhere
 
 Options stand behind commas, and count for every machine:
-  nvlink, nvlink-pairs           on-board NVLink; bridges between 0 and 1,
-                                 2 and 3, ... Consumer and PCIe cards have no
-                                 bridge unless this is said
-  pcie, pcie4, pcie x8, pcie4 x8 no NVLink; generation and lanes of the slots,
-                                 where they are less than the card's
-  p2p, no-p2p                    whether the driver lets GPUs write to each
-                                 other over PCIe (GeForce drivers do not)
+  nvlink, nvlink-pairs           NVLink on the board, or bridges over 0 and 1,
+                                 2 and 3, ...; cards have no bridge by default
+  pcie, pcie4, pcie x8           no NVLink; generation and lanes of the slots,
+                                 where they are less than the card's own
+  p2p, no-p2p                    whether the driver lets GPUs write to another
+                                 over PCIe (that of GeForce cards does not)
   ib-hdr, ib-ndr, ib-xdr, roce-200g, roce-400g, 200gbe, 100gbe, 25gbe, 10gbe,
   1gbe, thunderbolt, thunderbolt5
                                  the network between machines
-  256GiB ram                     main memory of each; by default twice the
-                                 GPUs', 64 GiB at least
-  16 cores, avx512_bf16, amx     each one's processor
+  256GiB ram                     main memory of each: if nothing is said,
+                                 twice the GPUs', 64 GiB at least
+  16 cores, avx512_bf16, amx     the processor of each
 
 Names are read as people write them: H100, h100-80gb, H100 PCIe, A100-40GB,
-3090, RTX 4090, RTX PRO 6000, B200. Where a name has several kinds, it is the
-one that most servers have (H100: SXM); the answer says which."""
+3090, RTX 4090, RTX PRO 6000, B200. Where a name has several kinds, the one
+that most servers have is taken (H100: SXM); the answer says which."""
 
 _NODES = re.compile(r"(\d+)\s*(?:x\s*)?(?:nodes?|machines?|computers?|servers?)\s+(?:of|with|each)?\s*(.+)", re.I)
 _COUNT = re.compile(r"(\d+)\s*[x×*]\s*(.+)", re.I)  # noqa: RUF001 (people write the sign of multiplication)

@@ -23,6 +23,8 @@ def test_memory_and_disk_are_told() -> None:
     assert (memory.status, disk.status) == ("ok", "ok")
     assert "84.6 GB/s" in memory.what
     assert "16 cores" in memory.what
+    assert "busy" in of(cpu_machine(), replace(RATES, busy=True))[0].what
+    assert "busy" not in memory.what
     assert disk.what == "The disk of /models is read at 3.1 GB/s."
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from app.fit.text import as_text
+from backend.errors import SettingError
 from tests.fakes.reports import WAYS, plan, report, too_large, use
 
 
@@ -59,14 +62,31 @@ def test_the_fullest_devices_terms_add_up() -> None:
 def test_devices_that_are_alike_stand_together_and_others_apart() -> None:
     same = {"weights": 60.0, "kv": 6.0}
     devices = (use(0, same), use(1, same), use(2, {"weights": 20.0}), use(3, same))
-    text = as_text(report(plan(devices=devices)), 8)
-    assert "  GPU 0-1, 3: NVIDIA H100 80GB HBM3" in text
-    assert "  GPU 2: NVIDIA H100 80GB HBM3" in text
+    lines = [" ".join(line.split()) for line in section(as_text(report(plan(devices=devices)), 8), "plan 1")]
+    assert lines[1:5] == [
+        "NVIDIA H100 80GB HBM3",
+        "GPU stage weights kv unused kept of",
+        "0-1,3 0 60.0 6.00 4.00 4.00 79.0",
+        "2 0 20.0 0 4.00 4.00 79.0",
+    ]
 
 
 def test_machines_are_named_where_there_are_several() -> None:
     devices = tuple(use(gpu, {"weights": 30.0}, machine=machine) for machine in (0, 1) for gpu in (0, 1))
-    assert "  machine 0 GPU 0-1; machine 1 GPU 0-1: NVIDIA H100 80GB HBM3" in as_text(report(plan(devices=devices)), 8)
+    assert "  0:0-1 1:0-1" in as_text(report(plan(devices=devices)), 8)
+
+
+def test_the_plan_that_is_told_of_is_listed_too() -> None:
+    plans = [plan(runnable=False), plan(runnable=False, tensor=4), plan(tensor=8)]
+    text = as_text(report(*plans, best=2), 1)
+    assert [line.split()[0] for line in section(text, "plans")[2:4]] == ["1", "3"]
+    assert section(text, "plan 3")[0] == "plan 3: tensor 8, weights model, kv model"
+    assert section(as_text(report(*plans, best=2), 1, number=2), "plan 2")
+
+
+def test_a_plan_that_is_not_there_is_refused() -> None:
+    with pytest.raises(SettingError, match="There are 1"):
+        as_text(report(), 8, number=2)
 
 
 def test_bars_are_drawn_only_where_asked_for() -> None:

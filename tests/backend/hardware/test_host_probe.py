@@ -24,6 +24,11 @@ HOST = '{"memory": 40.0, "disk": 2.0, "disk_direct": true}'
 COPIES = "[[12.0, 13.0], [11.0, 3.0]]"
 
 
+@pytest.fixture(autouse=True)
+def _idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+
+
 def saying(seen: Path, answer: str) -> tuple[str, ...]:
     return (sys.executable, "-c", SAYS.format(seen=str(seen), answer=answer))
 
@@ -54,6 +59,18 @@ def test_rates_are_measured_once_for_a_machine_and_its_library(tmp_path: Path) -
     assert store.read(machine.cpu, machine.gpus) == found.rates
     measured(machine, store, tmp_path / "other", host, copies)
     assert len(asked(seen)) == 4
+
+
+def test_a_busy_machine_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, seen = RateStore(tmp_path / "rates", "boot"), tmp_path / "seen"
+    monkeypatch.setattr(os, "getloadavg", lambda: (99.0, 0.0, 0.0))
+    first = measured(cpu_machine(), store, tmp_path, saying(seen, HOST))
+    assert first.rates.busy
+    assert store.read(first.cpu, ()) == first.rates
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 0.0, 0.0))
+    assert not measured(cpu_machine(), store, tmp_path, saying(seen, HOST)).rates.busy
+    measured(cpu_machine(), store, tmp_path, saying(seen, HOST))
+    assert len(asked(seen)) == 2
 
 
 def test_after_a_restart_they_are_measured_again_and_used_until_then(tmp_path: Path) -> None:
