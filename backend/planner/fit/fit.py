@@ -7,8 +7,6 @@ from backend.hardware.cluster import Cluster
 from backend.planner.fit.ask import FitAsk
 from backend.planner.fit.bench import Bench
 from backend.planner.fit.candidate import Candidate, Question, plain_settings
-from backend.planner.fit.costs import plan_cost
-from backend.planner.fit.fit_plans import fit_plan
 from backend.planner.fit.judged import KINDS, Judged
 from backend.planner.fit.known_model import KnownModel
 from backend.planner.fit.notes import notes
@@ -20,7 +18,8 @@ from backend.planner.fit.shape import Seat, Shape
 from backend.planner.fit.shapes import Division, shapes
 from backend.planner.fit.speeds import speed_of
 from backend.planner.fit.verdict import verdict
-from backend.planner.fit.ways_out import ways_out
+from backend.planner.fit.vllm_bench import VllmBench
+from backend.planner.fit.ways_out import Judge, Subject, ways_out
 
 
 def fit(model: KnownModel, cluster: Cluster, ask: FitAsk) -> FitReport:
@@ -29,30 +28,49 @@ def fit(model: KnownModel, cluster: Cluster, ask: FitAsk) -> FitReport:
     Raises SettingError for a context that the model was not made for, and for what no engine has.
     """
     asked = Question(model, cluster, resolve(model, ask))
+    if asked.ask.engine == "vllm":
+        bench = VllmBench(asked)
+        every = shapes(cluster, Division(model.facts))
+        entries = [Subject(plan, shape) for shape in every for plan in bench.of_shape(shape)]
+        return _report(asked, bench, entries, None)
+    return _shardwise(asked)
+
+
+def _shardwise(asked: Question) -> FitReport:
     bench = Bench(asked)
-    found = _judged(bench)
-    own = _serve(asked)
+    found, own = _judged(bench), _serve(asked)
+    entries = [Subject(bench.plan(one), one.candidate.shape) for one in found if own is None or not _same(one, own)]
+    serve = None
     if own is not None:
-        found = [own, *(one for one in found if not _same(one, own))]
-    plans = {id(one): fit_plan(asked, one, plan_cost(asked, one), plain=one is own) for one in found}
-    serve = plans[id(own)] if own is not None else None
-    order = ranked(list(plans.values()), asked.ask.goal, serve)
-    taken = best(order)
+        serve = Subject(bench.plan(own, plain=True), own.candidate.shape)
+        entries.insert(0, serve)
+    return _report(asked, bench, entries, serve)
+
+
+def _report(asked: Question, judge: Judge, entries: list[Subject], serve: Subject | None) -> FitReport:
+    """Raises SettingError where no plan could be made at all."""
+    if not entries:
+        raise SettingError(
+            f"{asked.model.name} cannot be planned for {asked.cluster.name}.",
+            f"{asked.ask.engine} has no way to divide it over these devices in the formats that were asked for.",
+            "Leave --weights and --kv-format away, or name other hardware.",
+        )
+    order = ranked([one.plan for one in entries], asked.ask.goal, serve.plan if serve else None)
     return FitReport(
-        model=model.name,
-        source=model.source,
-        hardware=cluster.name,
+        model=asked.model.name,
+        source=asked.model.source,
+        hardware=asked.cluster.name,
         ask=asked.ask,
         plans=tuple(order),
-        best=taken,
-        serve=next((number for number, plan in enumerate(order) if plan is serve), None),
-        ways_out=ways_out(bench, own or _nearest(found)),
+        best=best(order),
+        serve=next((number for number, plan in enumerate(order) if serve and plan is serve.plan), None),
+        ways_out=ways_out(judge, asked, serve or _nearest(entries, served=asked.ask.engine == "shardwise")),
         notes=notes(asked),
     )
 
 
 def _judged(bench: Bench) -> list[Judged]:
-    """Every shape in the formats worth trying; where none fits, layers in host memory, and a processor beside GPUs."""
+    """Every shape in the formats worth trying; where none fits, layers in host memory, then a processor beside GPUs."""
     asked = bench.asked
     every = shapes(asked.cluster, Division(asked.model.facts))
     found = [one for shape in every for one in bench.of_shape(shape)]
@@ -91,13 +109,11 @@ def _same(one: Judged, own: Judged) -> bool:
     )  # fmt: skip
 
 
-def _nearest(found: list[Judged]) -> Judged | None:
-    """In the model's own formats, what comes nearest to fitting on devices that `serve` could take."""
-    own = [one for one in found if one.candidate.weights == "model" and not one.candidate.hosted]
-    plain = [one for one in own if one.candidate.shape.own] or own or found
-    return min(plain, key=_distance, default=None)
+def _nearest(entries: list[Subject], served: bool) -> Subject:
+    """In the model's own formats, what comes nearest to fitting; with `served`, on devices that `serve` could take."""
+    own = [one for one in entries if one.plan.weights == "model" and not one.plan.hosted] or entries
+    return min([one for one in own if one.shape.own or not served] or own, key=_distance)
 
 
-def _distance(one: Judged) -> tuple[int, int]:
-    room = min(draft.left for replica in one.candidate.replicas for draft in replica.drafts)
-    return KINDS.index(one.verdict.kind), -room
+def _distance(one: Subject) -> tuple[int, int]:
+    return KINDS.index(one.plan.verdict.kind), -min(device.unused for device in one.plan.devices)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from backend.hardware.cluster import Cluster, Network
 from backend.planner.fit.candidate import Candidate, Question
-from backend.planner.fit.replica import Replica
 from backend.planner.fit.report import Speed
 from backend.planner.fit.shape import Seat
 from backend.planner.links import Link, pair_link
@@ -46,13 +47,13 @@ def work_of(asked: Question, made: Candidate) -> Work:
             for stage, part in zip(stages, replica.parts, strict=True)
         ]
     return replace(
-        works[0], stages=tuple(stages), between=_between(asked.cluster, replica), replicas=made.shape.replicas
+        works[0], stages=tuple(stages), between=between(asked.cluster, replica.seats), replicas=made.shape.replicas
     )
 
 
-def _between(cluster: Cluster, replica: Replica) -> Link | Network | None:
+def between(cluster: Cluster, seats: Sequence[Seat]) -> Link | Network | None:
     """The slowest way from a stage to the next: the network where any two are on different machines."""
-    pairs = list(zip(replica.seats, replica.seats[1:], strict=False))
+    pairs = list(pairwise(seats))
     if any(one.machine != other.machine for one, other in pairs):
         return cluster.network
     ways = [_way(cluster, one, other) for one, other in pairs if one.gpus and other.gpus]

@@ -6,6 +6,7 @@ is judged here is whether a plan's own estimate may be wrong by more than it lea
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from backend.planner.draft import RankDraft
@@ -61,13 +62,12 @@ def _of_replica(asked: Question, replica: Replica, users: int) -> Verdict:
         return _thin(margin)
     spare = 1 - margin.needed / margin.pool
     kind: VerdictKind = "roomy" if spare >= _ROOMY else "fits"
-    left = f"{_contexts(users, asked.context)} take {human_bytes(margin.needed)} of the {human_bytes(margin.pool)} "
-    whose = (
-        "that the pool has"
-        if len(replica.drafts) == len(margin_devices(replica)) == 1
-        else "that the tightest device's pool has"
+    several = sum(len(draft.ranks) for draft in replica.drafts) > 1
+    sentence = (
+        f"{_contexts(users, asked.context)} {'takes' if users == 1 else 'take'} {human_bytes(margin.needed)} of the "
+        f"{human_bytes(margin.pool)} of the pool{' on the tightest device' if several else ''}."
     )
-    return Verdict(kind, "" if kind == "roomy" else "kv", margin.needed, margin.pool, f"{left}{whose}.")
+    return Verdict(kind, "" if kind == "roomy" else "kv", margin.needed, margin.pool, sentence)
 
 
 def margin_devices(replica: Replica) -> list[RankDraft]:
@@ -84,13 +84,15 @@ def _margin(asked: Question, replica: Replica, users: int) -> _Margin:
         for rank in draft.ranks:
             left = rank.target.usable // sharing - rank.spent
             pool = replica.pages * rank.page_bytes
-            margins.append(_Margin(rank, pages * rank.page_bytes, pool, max(left, pool), _error(asked, rank)))
+            error = estimate_error(rank.terms, asked.model.exact)
+            margins.append(_Margin(rank, pages * rank.page_bytes, pool, max(left, pool), error))
     return min(margins, key=lambda one: one.room - one.needed - one.error)
 
 
-def _error(asked: Question, rank: RankDraft) -> int:
-    weights = _WEIGHTS_EXACT if asked.model.exact else _WEIGHTS
-    return int(sum(count * (_ERRORS | {"weights": weights}).get(name, 0.0) for name, count in rank.terms))
+def estimate_error(terms: Iterable[tuple[str, int]], exact: bool) -> int:
+    """Bytes by which the sum of these terms may be wrong; `exact`: weights are known tensor by tensor."""
+    parts = _ERRORS | {"weights": _WEIGHTS_EXACT if exact else _WEIGHTS}
+    return int(sum(count * parts.get(name, 0.0) for name, count in terms))
 
 
 def _too_large(replica: Replica, least: int) -> Verdict:
@@ -113,11 +115,11 @@ def _too_large(replica: Replica, least: int) -> Verdict:
 def _short(asked: Question, replica: Replica, users: int, margin: _Margin) -> Verdict:
     holds = replica.concurrency(asked.context)
     if holds:
-        what = f"it holds {_contexts(holds, asked.context)}; others wait"
+        what = f"it holds {holds:,} at once, and others wait"
     else:
         what = f"the longest that it holds is {replica.largest_context(asked.model.facts.max_positions):,}"
     sentence = (
-        f"It starts, and {_contexts(users, asked.context)} would need {human_bytes(margin.needed)} of a pool that has "
+        f"It starts. {_contexts(users, asked.context)} would need {human_bytes(margin.needed)} of a pool that has "
         f"{human_bytes(margin.pool)}: {what}."
     )
     return Verdict("fragile", "kv", margin.needed, margin.pool, sentence)
@@ -133,7 +135,7 @@ def _thin(margin: _Margin) -> Verdict:
 
 
 def _contexts(count: int, context: int) -> str:
-    return f"a context of {context:,}" if count == 1 else f"{count:,} contexts of {context:,}"
+    return f"A context of {context:,}" if count == 1 else f"{count:,} contexts of {context:,}"
 
 
 def _called(term: str) -> str:

@@ -7,76 +7,110 @@ weights in fewer bits, speed (layers in host memory), then money: another GPU, a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from typing import Literal, Protocol
 
-from msgspec.structs import replace
+from msgspec.structs import replace as changed
 
 from backend.hardware.cluster import Cluster
 from backend.hardware.gpu import Gpu, GpuLink
 from backend.hardware.machine import Machine
-from backend.planner.fit.bench import Bench
 from backend.planner.fit.candidate import Question
-from backend.planner.fit.judged import Judged, judged
-from backend.planner.fit.report import WayOut
+from backend.planner.fit.report import FitPlan, WayOut
 from backend.planner.fit.shape import Seat, Shape
 from backend.planner.fit.shapes import Division
-from backend.planner.fit.verdict import verdict
 
 _MOST = 3
 # GPUs in one machine that are worth telling of.
 _MOST_GPUS = 16
 # Counts that are tried, from the fewest that could hold the weights on.
 _TRIED = 4
+# Below this a context is of no use, and below this part of a model's size another one has nothing to do with it.
+_SHORTEST, _SMALLEST_PART = 256, 0.02
 
 
-def ways_out(bench: Bench, subject: Judged | None) -> tuple[WayOut, ...]:
-    """Of what would be taken without any change; nothing where that fits.
+class Judge(Protocol):
+    """An engine's planner, as ways out ask it. Pure.
 
-    subject: the plan in the model's own formats that comes nearest.
+    Attributes:
+        smaller: formats of weights below the model's own; `smaller_kv`: of K and V.
     """
-    if subject is None or subject.fits:
+
+    smaller: tuple[str, ...]
+    smaller_kv: str
+
+    def judge(
+        self, shape: Shape, weights: str, kv_format: str, hosted: bool = False, asked: Question | None = None
+    ) -> FitPlan | None:
+        """The plan, for another question than the report's where one is given; None where there is none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What would be taken without any change: its plan and shape."""
+
+    plan: FitPlan
+    shape: Shape
+
+
+def ways_out(judge: Judge, asked: Question, subject: Subject | None) -> tuple[WayOut, ...]:
+    """Of the plan in the model's own formats that comes nearest; nothing where that fits."""
+    if subject is None or _good(subject.plan):
         return ()
-    return tuple(islice(_ways(bench, subject), _MOST))
+    return tuple(islice(_ways(judge, asked, subject), _MOST))
 
 
-def _ways(bench: Bench, subject: Judged) -> Iterator[WayOut]:
-    shape, asked = subject.candidate.shape, bench.asked
-    weights, kv_format = subject.candidate.weights, subject.candidate.kv_format
-    if kv_format == "model":
-        small = bench.judge(shape, weights, "int8")
-        if small is not None and small.fits:
-            yield WayOut("Store K and V as int8.", "--kv-format int8", gives(asked, small))
-    yield from _less(asked, subject)
-    yield from _smaller_weights(bench, shape, weights)
-    yield from _hosted(bench, shape, weights)
-    yield from _another_gpu(asked, subject)
-    yield from _peer(asked, subject)
+def _ways(judge: Judge, asked: Question, subject: Subject) -> Iterator[WayOut]:
+    plan = subject.plan
+    if plan.kv_format == "model":
+        small = judge.judge(subject.shape, plan.weights, judge.smaller_kv)
+        if small is not None and _good(small):
+            yield WayOut(f"Store K and V as {judge.smaller_kv}.", _words("kv", small), gives(asked, small))
+    yield from _less(judge, asked, subject)
+    yield from _smaller_weights(judge, asked, subject)
+    yield from _hosted(judge, asked, subject)
+    yield from _another_gpu(judge, asked, subject)
+    yield from _peer(judge, asked, subject)
     yield _smaller_model(asked, subject)
 
 
-def gives(asked: Question, one: Judged) -> str:
+def gives(asked: Question, plan: FitPlan) -> str:
     """What a plan that fits leads to."""
-    made, users, context = one.candidate, asked.ask.users, asked.context
-    whole = f"a context of {context:,}" + (f" for {users:,} users" if users > 1 else "")
-    longest, at_once = made.largest_context(asked.model.facts.max_positions), made.concurrency(context)
-    room = f"{at_once:,} such at once" if at_once > users else f"up to {longest:,} for one"
-    time = f", {one.speed.alone.likely * 1000:.3g} ms a token" if one.speed else ""
-    return f"{whole} ({room}{time})"
-
-
-def _less(asked: Question, subject: Judged) -> Iterator[WayOut]:
-    """Fewer users, or a shorter context, where the plan starts."""
-    if subject.verdict.kind == "too large":
-        return
     users, context = asked.ask.users, asked.context
-    fewer = next((count for count in _halves(users) if _fits(asked, subject, count, context)), None)
-    if fewer is not None:
-        gained = f"a context of {context:,} for {fewer:,}"
-        yield WayOut(f"Answer {fewer:,} at a time; others wait.", f"--users {fewer}", gained)
-        return
-    shorter = next((length for length in _halves(context) if _fits(asked, subject, users, length)), None)
-    if shorter is not None and shorter >= 256:
-        yield WayOut(f"Make do with a context of {shorter:,}.", f"--context {shorter}", f"{shorter:,} for {users:,}")
+    whole = f"a context of {context:,}" + (f" for {users:,} users" if users > 1 else "")
+    more = (
+        f"{plan.concurrency:,} such at once" if plan.concurrency > users else f"up to {plan.largest_context:,} for one"
+    )
+    time = f", {plan.speed.alone.likely * 1000:.3g} ms a token" if plan.speed else ""
+    return f"{whole} ({more}{time})"
+
+
+def _good(plan: FitPlan) -> bool:
+    return plan.verdict.kind in ("roomy", "fits")
+
+
+def _words(what: Literal["weights", "kv"], plan: FitPlan) -> str:
+    """The option that makes the difference, of `serve` or of vLLM."""
+    names = {"weights": ("--weights", "--quantization"), "kv": ("--kv-format", "--kv-cache-dtype")}[what]
+    found = [pair for pair in pairwise(plan.options) if pair[0] in names]
+    return " ".join(found[0]) if found else ""
+
+
+def _less(judge: Judge, asked: Question, subject: Subject) -> Iterator[WayOut]:
+    """Fewer users, else a shorter context."""
+    users, context = asked.ask.users, asked.context
+    for count in _halves(users):
+        if _fits_for(judge, asked, subject, count, context):
+            gained = f"a context of {context:,} for {count:,}"
+            yield WayOut(f"Answer {count:,} at a time; others wait.", f"--users {count}", gained)
+            return
+    for length in _halves(context):
+        if length >= _SHORTEST and _fits_for(judge, asked, subject, users, length):
+            gained = f"{length:,} for {users:,}" if users > 1 else f"{length:,} positions, prompt and answer"
+            yield WayOut(f"Make do with a context of {length:,}.", f"--context {length}", gained)
+            return
 
 
 def _halves(count: int) -> Iterator[int]:
@@ -85,59 +119,58 @@ def _halves(count: int) -> Iterator[int]:
         yield count
 
 
-def _fits(asked: Question, subject: Judged, users: int, context: int) -> bool:
-    less = Question(asked.model, asked.cluster, replace(asked.ask, users=users, context=context))
-    return verdict(less, subject.candidate).kind in ("roomy", "fits")
+def _fits_for(judge: Judge, asked: Question, subject: Subject, users: int, context: int) -> bool:
+    if subject.plan.verdict.kind == "too large" and subject.plan.verdict.term != "kv":
+        return False
+    less = Question(asked.model, asked.cluster, changed(asked.ask, users=users, context=context))
+    plan = judge.judge(subject.shape, subject.plan.weights, subject.plan.kv_format, asked=less)
+    return plan is not None and _good(plan)
 
 
-def _smaller_weights(bench: Bench, shape: Shape, weights: str) -> Iterator[WayOut]:
-    smaller = {"model": ("int8", "nf4"), "int8": ("nf4",), "fp8": ("nf4",)}.get(weights, ())
-    for name in smaller:
-        for kv_format in ("model", "int8"):
-            one = bench.judge(shape, name, kv_format)
-            if one is not None and one.fits:
+def _smaller_weights(judge: Judge, asked: Question, subject: Subject) -> Iterator[WayOut]:
+    now = subject.plan.weights
+    for name in judge.smaller[judge.smaller.index(now) + 1 :] if now in judge.smaller else judge.smaller:
+        for kv_format in ("model", judge.smaller_kv):
+            plan = judge.judge(subject.shape, name, kv_format)
+            if plan is not None and _good(plan):
                 beside = "" if kv_format == "model" else f", and K and V as {kv_format}"
-                option = f"--weights {name}" + ("" if kv_format == "model" else f" --kv-format {kv_format}")
-                yield WayOut(f"Store the weights as {name}{beside}.", option, gives(bench.asked, one))
+                option = " ".join(part for part in (_words("weights", plan), _words("kv", plan)) if part)
+                yield WayOut(f"Store the weights as {name}{beside}.", option, gives(asked, plan))
                 return
 
 
-def _hosted(bench: Bench, shape: Shape, weights: str) -> Iterator[WayOut]:
-    if not shape.own or bench.asked.model.unserved:
+def _hosted(judge: Judge, asked: Question, subject: Subject) -> Iterator[WayOut]:
+    if not subject.shape.own or asked.model.unserved:
         return
-    one = bench.judge(shape, weights, "model", hosted=True)
-    if one is None or not one.fits or one.candidate.replicas[0].first.hosted is None:
-        return
-    layers = one.candidate.replicas[0].first.hosted
-    what = f"Keep {len(layers.layers)} of {layers.among} layers in host memory, which is slow."
-    yield WayOut(what, "--host-weights auto", gives(bench.asked, one))
+    plan = judge.judge(subject.shape, subject.plan.weights, "model", hosted=True)
+    if plan is not None and _good(plan) and plan.hosted:
+        layers = len(asked.model.facts.layer_parameters)
+        what = f"Keep {plan.hosted} of {layers} layers in host memory, which is slow."
+        yield WayOut(what, "--host-weights auto", gives(asked, plan))
 
 
-def _another_gpu(asked: Question, subject: Judged) -> Iterator[WayOut]:
+def _another_gpu(judge: Judge, asked: Question, subject: Subject) -> Iterator[WayOut]:
     """The fewest further GPUs of the first machine's kind with which it fits as it is."""
     machine = asked.cluster.machines[0]
     if not machine.gpus:
         return
-    division = Division(asked.model.facts)
-    counts = [count for count in range(len(machine.gpus) + 1, _MOST_GPUS + 1) if division.allows(count)]
-    for count in [count for count in counts if _could_hold(machine, subject, count)][:_TRIED]:
+    now = len(machine.gpus)
+    counts = [count for count in range(now + 1, _MOST_GPUS + 1) if _could_hold(machine, subject, count)]
+    for count in [count for count in counts if Division(asked.model.facts).allows(count)][:_TRIED]:
         wider = Question(asked.model, Cluster((_with_gpus(machine, count),), ""), asked.ask)
         shape = Shape(((Seat(0, tuple(range(count))),),), own=True)
-        one = judged(wider, shape, subject.candidate.weights, subject.candidate.kv_format)
-        if one is not None and one.fits:
-            more = count - len(machine.gpus)
-            name = machine.gpus[-1].name
+        plan = judge.judge(shape, subject.plan.weights, subject.plan.kv_format, asked=wider)
+        if plan is not None and _good(plan):
+            name, more = machine.gpus[-1].name, count - now
             what = f"Add another {name}." if more == 1 else f"Add {more} more {name}."
-            yield WayOut(what, f"--tp {count}", gives(wider, one))
+            yield WayOut(what, "", gives(wider, plan))
             return
 
 
-def _could_hold(machine: Machine, subject: Judged, count: int) -> bool:
-    """Whether so many GPUs have more memory than the weights take, spread evenly, and each its own terms beside."""
-    draft = subject.candidate.replicas[0].first
-    rank = draft.tightest
-    beside = rank.spent - dict(rank.terms)["weights"]
-    return sum(gpu.free for gpu in _with_gpus(machine, count).gpus) > draft.wishes.weights + count * beside // 2
+def _could_hold(machine: Machine, subject: Subject, count: int) -> bool:
+    """Whether so many GPUs together have more memory than the weights that are short of it now."""
+    held = sum(term.bytes for device in subject.plan.devices for term in device.terms if term.name == "weights")
+    return sum(gpu.free for gpu in _with_gpus(machine, count).gpus) > held / subject.plan.replicas
 
 
 def _with_gpus(machine: Machine, count: int) -> Machine:
@@ -151,41 +184,38 @@ def _with_gpus(machine: Machine, count: int) -> Machine:
         free = max(gpu.free for gpu in gpus if gpu.name == last.name)
         if pattern is not None:
             links += [GpuLink(gpu.index, index, pattern.way, pattern.nvlink, pattern.peer) for gpu in gpus]
-        gpus.append(replace(last, index=index, uuid=f"{last.uuid}+{index}", free=free, holders=()))
-    return replace(machine, gpus=tuple(gpus), links=tuple(links))
+        gpus.append(changed(last, index=index, uuid=f"{last.uuid}+{index}", free=free, holders=()))
+    return changed(machine, gpus=tuple(gpus), links=tuple(links))
 
 
-def _peer(asked: Question, subject: Judged) -> Iterator[WayOut]:
+def _peer(judge: Judge, asked: Question, subject: Subject) -> Iterator[WayOut]:
     """A second machine like the first, taking half of the layers."""
-    machine = asked.cluster.machines[0]
+    machine, facts = asked.cluster.machines[0], asked.model.facts
     count = max(1, len(machine.gpus))
+    if not Division(facts).allows(count) or len(facts.layers) < 2:
+        return
     wider = Question(asked.model, Cluster((machine, machine), "", network=asked.cluster.network), asked.ask)
     gpus = tuple(range(count)) if machine.gpus else ()
-    if not Division(asked.model.facts).allows(count):
-        return
     shape = Shape(((Seat(0, gpus), Seat(1, gpus)),))
-    one = judged(wider, shape, subject.candidate.weights, subject.candidate.kv_format)
-    if one is not None and one.fits:
-        yield WayOut(
-            "Give half of the layers to a second machine like this one (planned here; not served by this version).",
-            "",
-            gives(wider, one),
-        )
+    plan = judge.judge(shape, subject.plan.weights, subject.plan.kv_format, asked=wider)
+    if plan is not None and _good(plan):
+        what = "Give half of the layers to a second machine like this one."
+        yield WayOut(what, "", f"{gives(wider, plan)}; {plan.blocked}")
 
 
-def _smaller_model(asked: Question, subject: Judged) -> WayOut:
-    """The parameters that would fit: those of the model, less what the plan is short of on all its devices."""
-    replica = subject.candidate.replicas[0]
-    facts = asked.model.facts
-    needed = replica.pages_of(asked.context) * asked.users(subject.candidate.shape.replicas)
-    fitting = float(facts.parameters)
-    for draft in replica.drafts:
-        for rank in draft.ranks:
-            weights = dict(rank.terms)["weights"]
-            room = rank.target.usable - (rank.spent - weights) - needed * rank.page_bytes
-            fitting = min(fitting, facts.parameters * max(0.0, 0.98 * room) / max(1, weights))
-    if fitting < facts.parameters / 50:
-        return WayOut("Choose a smaller model.", "", "whatever its own plan says")
-    billions = fitting / 1e9
-    what = f"Choose a smaller model: up to about {billions:.2g} billion parameters in the same formats."
+def _smaller_model(asked: Question, subject: Subject) -> WayOut:
+    """The parameters that would fit in the same formats: the model's, less what the tightest device is short of."""
+    facts, plan = asked.model.facts, subject.plan
+    part = 1.0
+    for device in plan.devices:
+        terms = {term.name: term.bytes for term in device.terms}
+        weights = max(1, terms.get("weights", 0))
+        others = sum(count for name, count in terms.items() if name not in ("weights", "kv"))
+        kv = plan.verdict.needed if plan.verdict.term == "kv" else 0
+        part = min(part, max(0.0, 0.97 * (device.usable - others - kv)) / weights)
+    if part < _SMALLEST_PART:
+        return WayOut("Choose a much smaller model.", "", "the asked context, where its own plan fits")
+    what = (
+        f"Choose a smaller model: up to about {part * facts.parameters / 1e9:.2g} billion parameters in these formats."
+    )
     return WayOut(what, "", "the asked context, if it keeps as much of a position as this one")
