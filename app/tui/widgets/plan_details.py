@@ -64,7 +64,7 @@ class PlanDetails(VerticalScroll):
         self.query_one(".verdict", Static).update(_verdict(plan))
         self.query_one(MemoryBars).show(plan, together)
         self.query_one(".figures", Static).update(_figures(report, plan))
-        self._show_ways(report.ways_out)
+        self._show_ways(report.ways_out if plan.verdict.kind in ("fragile", "too large") else ())
         self.scroll_home(animate=False)
 
     def say(self, text: str) -> None:
