@@ -7,7 +7,7 @@ from textwrap import wrap
 
 from app.fit.columns import columns
 from app.fit.devices import fullest, taken
-from app.fit.text import WIDTH, chosen_plan, speed_cells
+from app.fit.text import WIDTH, chosen_plan, price_words, speed_cells
 from app.fit.words import counted, formats, gib, layout
 from app.text_safety import clean_line
 from backend.planner.fit.rank import best
@@ -38,7 +38,16 @@ def as_comparison(reports: Sequence[FitReport], named: Sequence[str], width: int
     lines = _lines(rows, width)
     asked = f"{counted(ask.users, 'user')}, context {ask.context or 0:,}; goal {ask.goal}; engine {ask.engine}"
     title = f"{clean_line(reports[0].model)}: {asked} {ask.engine_version}".rstrip()
-    return "\n".join([*wrap(title, width), "", *lines, "", *wrap(_LEGEND, width)])
+    prices = [line for price in _prices(reports) for line in wrap(price, width)]
+    return "\n".join([*wrap(title, width), "", *lines, "", *wrap(_LEGEND, width), *prices])
+
+
+def _prices(reports: Sequence[FitReport]) -> list[str]:
+    """Whose prices the costs are made of, a sentence each."""
+    plans = [plan for report in reports for plan in _shown(report)]
+    costs = {(plan.devices[0].name, plan.cost) for plan in plans if plan.cost}
+    told = {name: price_words(cost) for name, cost in sorted(costs, key=lambda one: one[0])}
+    return [f"$/1M: {name}: {words}." for name, words in told.items()]
 
 
 def _shown(report: FitReport) -> list[FitPlan]:

@@ -216,10 +216,11 @@ def serve_command(report: FitReport, plan: FitPlan) -> str:
 
 
 def _notes(report: FitReport, best: FitPlan, width: int) -> list[str]:
-    notes = [*report.notes, *([_price(best.cost)] if best.cost else [])]
+    notes = [*report.notes, *([f"Cost is for {price_words(best.cost)}; --price sets it."] if best.cost else [])]
     return ["notes", *(_item(note, width) for note in notes)] if notes else []
 
 
-def _price(cost: Cost) -> str:
-    dated = f", {cost.dated}" if cost.dated else ""
-    return f"Cost is for ${cost.price:.2f} a GPU and hour ({cost.source or 'as you said'}{dated}); --price sets it."
+def price_words(cost: Cost) -> str:
+    """Whose price, and of when."""
+    dated = f"; of {cost.dated}" if cost.dated else ""
+    return f"${cost.price:.2f} a GPU and hour ({cost.source or 'as you said'}{dated})"

@@ -109,7 +109,7 @@ def test_ways_out_say_the_option_and_what_it_gives() -> None:
 
 def test_the_price_has_its_source_and_date() -> None:
     notes = section(as_text(report(), 8), "notes")
-    assert notes[-1] == "  - Cost is for $2.29 a GPU and hour (Verda, 2026); --price sets it."
+    assert notes[-1] == "  - Cost is for $2.29 a GPU and hour (Verda; of 2026); --price sets it."
 
 
 def test_what_steers_a_terminal_is_taken_out_of_names() -> None:
