@@ -66,7 +66,8 @@ class ShardwiseApp(App[None]):
         self._connect = connect
         self._key = key
         self._wanted_model = model
-        self._wanted_options: tuple[str, ...] = ()
+        # Of a plan that was chosen; None where a model is started without one.
+        self._wanted_options: tuple[str, ...] | None = None
         self._wishes = Wishes()
         self._store = HistoryStore(dependencies.history)
         self.preferences = preferences.load(dependencies.preferences)
@@ -95,7 +96,7 @@ class ShardwiseApp(App[None]):
             if record is not None:
                 await self._attach_to(record.url)
             elif self._wanted_model is not None:
-                await self._show(self._startup(self._wanted_model, options=self._wanted_options))
+                await self._show(self._startup(self._wanted_model, options=self._wanted_options or ()))
             else:
                 await self._show(StartScreen(self._dependencies, self.preferences.model))
         except ShardwiseError as error:
@@ -195,8 +196,8 @@ class ShardwiseApp(App[None]):
                 return
             if not await self._make_room(model):
                 return
-            self._wanted_options = options or ()
-            await self._show(self._startup(model, options=self._wanted_options))
+            self._wanted_options = options
+            await self._show(self._startup(model, options=options or ()))
         except ShardwiseError as error:
             await self._show(ErrorScreen(error))
 
@@ -220,8 +221,7 @@ class ShardwiseApp(App[None]):
     @on(StartupScreen.Ready)
     def _server_ready(self, event: StartupScreen.Ready) -> None:
         self._remember(model=event.model)
-        planned = isinstance(self.screen, StartupScreen) and bool(self.screen.options)
-        self._go_to(event.url, planned)
+        self._go_to(event.url, self._wanted_options is not None)
 
     @work(exclusive=True, group="flow")
     async def _go_to(self, url: str, planned: bool) -> None:
@@ -259,7 +259,7 @@ class ShardwiseApp(App[None]):
         if event.action == "retry":
             self._enter()
         elif event.action == "choose":
-            self._wanted_model, self._wanted_options = None, ()
+            self._wanted_model, self._wanted_options = None, None
             await self._show(StartScreen(self._dependencies, self.preferences.model))
         else:
             await self.action_quit()

@@ -36,12 +36,14 @@ class WizardOutside:
     Attributes:
         hardware: this machine as read now ("local"), or one elsewhere by its words.
         offers: the models to search among, those on this machine first.
+        sketch: what the catalogue knows of a model, at once; None where it does not have it.
         known: all that is known of a model by its name; may ask the hub.
         fit: all plans for a model on machines, best first.
     """
 
     hardware: Callable[[str], Cluster]
     offers: Callable[[], tuple[ModelOffer, ...]]
+    sketch: Callable[[str], KnownModel | None]
     known: Callable[[str], KnownModel]
     fit: Callable[[KnownModel, Cluster, FitAsk], FitReport]
 

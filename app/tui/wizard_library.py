@@ -16,7 +16,7 @@ _DTYPE_BYTES = 2
 
 def outside() -> WizardOutside:
     """Modules are imported where they are asked for first: the chat needs none of them."""
-    return WizardOutside(hardware=_hardware, offers=offers, known=_known, fit=_fit)
+    return WizardOutside(hardware=_hardware, offers=offers, sketch=_sketch, known=_known, fit=_fit)
 
 
 def offers() -> tuple[ModelOffer, ...]:
@@ -58,8 +58,14 @@ def _hardware(spec: str) -> Cluster:
     return read_hardware(spec)
 
 
+def _sketch(name: str) -> KnownModel | None:
+    from backend.library.model_table import known_from_catalogue
+
+    return known_from_catalogue(name)
+
+
 def _known(name: str) -> KnownModel:
-    from backend.library.known import known_model
+    from backend.library.known_models import known_model
 
     return known_model(name)
 

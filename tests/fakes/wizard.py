@@ -35,7 +35,9 @@ class WizardWorld:
     looked_up: list[str] = field(default_factory=list)
 
     def outside(self) -> WizardOutside:
-        return WizardOutside(hardware=self._hardware, offers=self._offers, known=self._known, fit=self._fit)
+        return WizardOutside(
+            hardware=self._hardware, offers=self._offers, sketch=known_from_catalogue, known=self._known, fit=self._fit
+        )
 
     def _hardware(self, spec: str) -> Cluster:
         if spec != "local":

@@ -41,9 +41,9 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
-def table(plans: Sequence[FitPlan], width: int) -> tuple[str, list[str]]:
-    """The head and a row for each plan, each at most `width` cells."""
-    columns = list(COLUMNS)
+def table(plans: Sequence[FitPlan], width: int, own: bool = True) -> tuple[str, list[str]]:
+    """The head and a row for each plan, each at most `width` cells. `own`: whether our engine is planned for."""
+    columns = [column for column in COLUMNS if own or column.head != "runs"]
     if not any(plan.cost for plan in plans):
         columns = [column for column in columns if column.head != "$/1M"]
     cells = {column.head: [column.cell(plan) for plan in plans] for column in columns}

@@ -196,17 +196,25 @@ A machine elsewhere is written like `2x RTX-3090 pcie` or `2 nodes of 4x A100-80
 
     @work(exclusive=True, group="model")
     async def _look_up(self, model: str, go_on: bool = False) -> None:
+        """Plans with what the catalogue knows, at once, and with what the files or the hub tell as soon as they do."""
         panel = self.query_one(ModelPanel)
         panel.expect(model)
         try:
+            sketch = await in_daemon_thread(lambda: self._outside.sketch(model))
+            if sketch is not None:
+                self._take(model, sketch, go_on)
             known = await in_daemon_thread(lambda: self._outside.known(model))
         except ShardwiseError as error:
             panel.refuse(error, self._known)
             if self._known is None:
                 self._say("Choose a model.")
             return
+        if known != sketch:
+            self._take(model, known, go_on and sketch is None)
+
+    def _take(self, model: str, known: KnownModel, go_on: bool) -> None:
         self._known = known
-        panel.show(known)
+        self.query_one(ModelPanel).show(known)
         self._wish(replace(self.wishes, model=model))
         if go_on:
             self.action_go("wishes")
@@ -249,7 +257,7 @@ A machine elsewhere is written like `2x RTX-3090 pcie` or `2 nodes of 4x A100-80
     def _show(self, report: FitReport) -> None:
         first = report.best or 0
         self.report = report
-        self.query_one(PlanTable).show(report.plans, first)
+        self.query_one(PlanTable).show(report.plans, first, own=report.ask.engine == "shardwise")
         self.query_one(FitHeadline).show(report)
         self._explain(first)
 
@@ -299,26 +307,26 @@ A machine elsewhere is written like `2x RTX-3090 pcie` or `2 nodes of 4x A100-80
             self._use(chosen)
 
     def _use(self, number: int) -> None:
+        """Starts the plan here, hands its command over where it is for elsewhere, or says why it cannot be."""
         report, cluster = self.report, self._cluster
         if report is None or cluster is None:
             return
-        plan = report.plans[number]
-        if not plan.runnable:
-            self.notify(
-                plan.blocked or plan.verdict.sentence,
-                title="This plan cannot be started",
-                severity="warning",
-                timeout=12,
-                markup=False,
-            )
-        elif not cluster.local or report.ask.engine != "shardwise":
-            program = "vllm serve" if report.ask.engine == "vllm" else "shardwise serve"
-            command = " ".join((program, report.model, *plan.options))
-            self.app.copy_to_clipboard(command)
-            why = "That machine is not this one" if not cluster.local else "vLLM is not started from here"
-            self.notify(f"{command}\n(copied to the clipboard)", title=f"{why}: run it there", timeout=15, markup=False)
+        plan, own = report.plans[number], report.ask.engine == "shardwise"
+        if plan.verdict.kind == "too large" or (own and not plan.runnable):
+            self._tell(plan.blocked or plan.verdict.sentence, "This plan cannot be started")
+        elif not own:
+            self._hand_over(" ".join(("vllm serve", report.model, *plan.options)), "vLLM is not started from here")
+        elif not cluster.local:
+            self._hand_over(" ".join(("shardwise serve", report.model, *plan.options)), "That machine is elsewhere")
         else:
             self.post_message(self.Use(self.wishes.model, plan.options))
+
+    def _hand_over(self, command: str, why: str) -> None:
+        self.app.copy_to_clipboard(command)
+        self._tell(f"{command}\n(It is in the clipboard.)", f"{why}: run this there")
+
+    def _tell(self, text: str, title: str) -> None:
+        self.notify(text, title=title, timeout=15, markup=False)
 
     @on(PlanDetails.Applied)
     def _apply(self, event: PlanDetails.Applied) -> None:

@@ -61,7 +61,7 @@ class PlanDetails(VerticalScroll):
     def show(self, report: FitReport, number: int, together: bool) -> None:
         """The plan of this position. `together`: whether devices that are alike share a bar."""
         plan = report.plans[number]
-        self.query_one(".verdict", Static).update(_verdict(plan))
+        self.query_one(".verdict", Static).update(_verdict(plan, report.ask.engine == "shardwise"))
         self.query_one(MemoryBars).show(plan, together)
         self.query_one(".figures", Static).update(_figures(report, plan))
         self._show_ways(report.ways_out if plan.verdict.kind in ("fragile", "too large") else ())
@@ -98,12 +98,14 @@ def _way(way: WayOut) -> Content:
     )
 
 
-def _verdict(plan: FitPlan) -> Content:
+def _verdict(plan: FitPlan, own: bool) -> Content:
     lines = Content.assemble(
         (words.told(plan), f"bold {words.COLOURS[plan.verdict.kind]}"), f"  {clean(plan.verdict.sentence)}"
     )
     if plan.runnable:
         return lines
+    if not own:
+        return Content.assemble(lines, (f"\n{clean(plan.blocked)}", "$text-muted"))
     return Content.assemble(lines, (f"\nThis version does not run it: {clean(plan.blocked)}", "$text-warning"))
 
 

@@ -68,6 +68,7 @@ class PlanTable(Vertical):
     def __init__(self) -> None:
         super().__init__(id="plans")
         self._plans: tuple[FitPlan, ...] = ()
+        self._own = True
         self.marked: int | None = None
 
     def compose(self) -> ComposeResult:
@@ -78,9 +79,9 @@ class PlanTable(Vertical):
     def highlighted(self) -> int:
         return self.query_one(PlanList).highlighted or 0
 
-    def show(self, plans: tuple[FitPlan, ...], highlighted: int = 0) -> None:
-        """These plans, with none marked."""
-        self._plans, self.marked = plans, None
+    def show(self, plans: tuple[FitPlan, ...], highlighted: int = 0, own: bool = True) -> None:
+        """These plans, with none marked. `own`: whether they are for our engine."""
+        self._plans, self.marked, self._own = plans, None, own
         self._write(highlighted)
 
     def highlight(self, plan: int) -> None:
@@ -95,12 +96,12 @@ class PlanTable(Vertical):
 
     def _write(self, highlighted: int) -> None:
         rows = self.query_one(PlanList)
-        head, lines = table(self._plans, self.size.width - _MARGIN - _SCROLLBAR)
+        head, lines = table(self._plans, self.size.width - _MARGIN - _SCROLLBAR, self._own)
         self.query_one(".head", Static).update(head)
         with self.prevent(OptionList.OptionHighlighted):
             rows.clear_options()
             rows.add_options(
-                Option(_row(plan, line, number == self.marked), id=str(number))
+                Option(_row(plan, line, number == self.marked, self._own), id=str(number))
                 for number, (plan, line) in enumerate(zip(self._plans, lines, strict=True))
             )
             rows.highlighted = highlighted if self._plans else None
@@ -116,11 +117,11 @@ class PlanTable(Vertical):
         self.post_message(self.Asked("use", event.option_index))
 
 
-def _row(plan: FitPlan, line: str, marked: bool) -> Content:
+def _row(plan: FitPlan, line: str, marked: bool, own: bool) -> Content:
     """A mark, the verdict in its colour, the rest; what this version cannot run is dimmed, and says so in words."""
     verdict = words.verdict(plan)
     return Content.assemble(
         ("◆ " if marked else "  ", "bold $accent"),
         (line[: len(verdict)], f"bold {words.COLOURS[plan.verdict.kind]}"),
-        (line[len(verdict) :], "" if plan.runnable else "dim"),
+        (line[len(verdict) :], "" if plan.runnable or not own else "dim"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -12,7 +13,9 @@ from textual.widgets import Input, OptionList, Static
 from app.background import ServerRecord
 from app.tui.app import ShardwiseApp
 from app.tui.dependencies import ModelChoice
+from app.tui.fit.wishes import USERS
 from app.tui.screens.compare import CompareScreen
+from app.tui.screens.error import ErrorScreen
 from app.tui.screens.question import QuestionScreen
 from app.tui.screens.start import StartScreen
 from app.tui.screens.startup import StartupScreen
@@ -21,8 +24,9 @@ from app.tui.widgets.machine_panel import MachinePanel
 from app.tui.widgets.machine_picture_view import MachinePictureView
 from app.tui.widgets.model_panel import ModelPanel
 from app.tui.widgets.plan_details import PlanDetails, WaysOut
-from app.tui.widgets.slider import Slider
-from backend.errors import DownloadError, ModelAccessError
+from app.tui.widgets.slider import LABEL_CELLS, Slider
+from backend.errors import DownloadError, ModelAccessError, ShardwiseError
+from backend.planner.fit.known_model import KnownModel
 from backend.planner.fit.report import FitReport
 from tests.fakes.fake_server import FakeServer
 from tests.fakes.machines import GIB, cpu_machine
@@ -270,6 +274,31 @@ async def test_models_of_the_catalogue_are_found_by_words_and_chosen_with_arrows
         assert report(screen).model == "Qwen/Qwen3-8B"
 
 
+async def test_a_model_of_the_catalogue_is_planned_for_before_the_hub_has_answered(outside: Outside) -> None:
+    outside.choices = (ModelChoice("Qwen/Qwen3-8B", None, True),)
+    answered = threading.Event()
+    world = outside.wizard
+    exact = replace(world._known("Qwen/Qwen3-8B"), source="the hub's config and headers")
+
+    def slow(name: str) -> KnownModel:
+        answered.wait(5)
+        return exact
+
+    world._known = slow  # type: ignore[method-assign]
+    app = ShardwiseApp(outside.dependencies())
+    async with app.run_test(size=SMALL) as pilot:
+        await on_screen(pilot, StartScreen)
+        await until(pilot, lambda: app.screen.query_one(OptionList).option_count > 0)
+        await pilot.press("f6")
+        screen = await on_screen(pilot, WizardScreen)
+        assert isinstance(screen, WizardScreen)
+        await until(pilot, lambda: screen.report is not None)
+        assert "catalogue" in report(screen).source
+        answered.set()
+        await settle(pilot, screen)
+        assert report(screen).source == "the hub's config and headers"
+
+
 async def test_prices_are_read_as_typed_and_refused_in_place(outside: Outside) -> None:
     outside.wizard.machine = partial(machine_of, "one-rtx4090")
     app = ShardwiseApp(outside.dependencies())
@@ -399,3 +428,69 @@ async def test_a_machine_with_too_little_memory_is_told_so_at_once(outside: Outs
         await pilot.press("enter")
         await until(pilot, lambda: bool(app._notifications))
     assert outside.asked == []
+
+
+async def test_a_start_that_failed_is_tried_again_with_the_plans_options(outside: Outside, fake: FakeServer) -> None:
+    outside.start_error = ShardwiseError("No port is free")
+    app = ShardwiseApp(outside.dependencies())
+    async with app.run_test(size=SMALL) as pilot:
+        screen = await wizard(pilot)
+        number = next(number for number, plan in enumerate(report(screen).plans) if plan.runnable and plan.options)
+        await pilot.press("f5")
+        await pilot.pause()
+        await pilot.press(*(["down"] * number), "enter")
+        await on_screen(pilot, ErrorScreen)
+        outside.start_error, outside.started_url = None, fake.url
+        await pilot.press("r")
+        await chat_screen(pilot)
+    started = [each for each in outside.asked if each.startswith("start")]
+    assert started == [" ".join(("start starter", *report(screen).plans[number].options))] * 2
+
+
+async def test_a_plan_for_vllm_is_a_command_to_copy(outside: Outside) -> None:
+    outside.wizard.machine = partial(machine_of, "one-rtx4090")
+    outside.choices = (ModelChoice("Qwen/Qwen3-8B", None, True),)
+    app = ShardwiseApp(outside.dependencies())
+    async with app.run_test(size=SMALL) as pilot:
+        screen = await wizard(pilot)
+        await pilot.press("f4")
+        await pilot.pause()
+        await pilot.press("down", "down", "down", "right")
+        await settle(pilot, screen)
+        assert report(screen).ask.engine == "vllm"
+        assert "runs" not in str(screen.query_one("#plans .head", Static).content)
+        await pilot.press("f5")
+        await pilot.pause()
+        await pilot.press("enter")
+        await until(pilot, lambda: app.clipboard.startswith("vllm serve Qwen/Qwen3-8B --max-model-len"))
+    assert outside.asked == []
+
+
+async def test_what_cannot_be_planned_says_why(outside: Outside) -> None:
+    app = ShardwiseApp(outside.dependencies())
+    async with app.run_test(size=SMALL) as pilot:
+        screen = await wizard(pilot)
+        await pilot.press("f4")
+        await pilot.pause()
+        await pilot.press("down", "down", "down", "right")
+        await until(pilot, lambda: screen.report is None and screen.settled)
+        assert "cannot be planned" in text_of(screen, "PlanDetails .verdict")
+        await pilot.press("left")
+        await settle(pilot, screen)
+        assert report(screen).best == 0
+
+
+async def test_a_slider_and_a_choice_answer_the_mouse(outside: Outside) -> None:
+    outside.wizard.machine = partial(machine_of, "one-rtx4090")
+    app = ShardwiseApp(outside.dependencies())
+    async with app.run_test(size=SMALL) as pilot:
+        screen = await wizard(pilot)
+        await pilot.press("f4")
+        await pilot.pause()
+        await pilot.click("#users", offset=(LABEL_CELLS + 2, 0))
+        assert screen.query_one("#users", Slider).index == 0
+        await pilot.click("#users", offset=(LABEL_CELLS + 1 + screen.query_one("#users", Slider)._track, 0))
+        assert screen.query_one("#users", Slider).index == len(USERS) - 1
+        await pilot.click("#engine", offset=(LABEL_CELLS + 1 + len("[shardwise]") + 2, 0))
+        await settle(pilot, screen)
+        assert (report(screen).ask.users, report(screen).ask.engine) == (USERS[-1], "vllm")
