@@ -21,6 +21,8 @@ from backend.planner.fit.verdict import verdict
 from backend.planner.fit.vllm_bench import VllmBench
 from backend.planner.fit.ways_out import Judge, Subject, ways_out
 
+_OWN = ("model", "model")
+
 
 def fit(model: KnownModel, cluster: Cluster, ask: FitAsk) -> FitReport:
     """Every plan worth looking at, best first by the goal, with what to change where none fits.
@@ -55,7 +57,8 @@ def _report(asked: Question, judge: Judge, entries: list[Subject], serve: Subjec
             f"{asked.ask.engine} has no way to divide it over these devices in the formats that were asked for.",
             "Leave --weights and --kv-format away, or name other hardware.",
         )
-    order = ranked([one.plan for one in entries], asked.ask.goal, serve.plan if serve else None)
+    shown = [one.plan for one in _worth_showing(entries)]
+    order = ranked(shown, asked.ask.goal, serve.plan if serve else None)
     return FitReport(
         model=asked.model.name,
         source=asked.model.source,
@@ -67,6 +70,17 @@ def _report(asked: Question, judge: Judge, entries: list[Subject], serve: Subjec
         ways_out=ways_out(judge, asked, serve or _nearest(entries, served=asked.ask.engine == "shardwise")),
         notes=notes(asked),
     )
+
+
+def _worth_showing(entries: list[Subject]) -> list[Subject]:
+    """Without what is too large, where anything is not: then only what `serve` could be asked for, in own formats."""
+    if all(one.plan.verdict.kind == "too large" for one in entries):
+        return entries
+    return [
+        one
+        for one in entries
+        if one.plan.verdict.kind != "too large" or (one.shape.own and (one.plan.weights, one.plan.kv_format) == _OWN)
+    ]
 
 
 def _judged(bench: Bench) -> list[Judged]:
@@ -85,8 +99,9 @@ def _judged(bench: Bench) -> list[Judged]:
 
 def _serve(asked: Question) -> Judged | None:
     """What `serve` takes by itself on the first machine; None where it refuses."""
-    model, machine = asked.model, asked.cluster.machines[0]
-    if model.unserved or asked.ask.engine != "shardwise":
+    model, machine, ask = asked.model, asked.cluster.machines[0], asked.ask
+    considered = "model" in (ask.weights or _OWN) and "model" in (ask.kv_formats or _OWN)
+    if model.unserved or model.states or not considered:
         return None
     settings = plain_settings(asked, bool(machine.gpus), users=1)
     try:

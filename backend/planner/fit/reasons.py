@@ -32,6 +32,8 @@ def blocked(asked: Question, one: Judged) -> str:
     shape, model = one.candidate.shape, asked.model
     if model.unserved:
         return model.unserved
+    if model.states:
+        return "Some of its layers keep a state instead of keys and values, which this version does not serve."
     if one.verdict.kind == "too large" and shape.own:
         return "It does not fit."
     if shape.replicas > 1:

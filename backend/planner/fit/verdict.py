@@ -70,11 +70,6 @@ def _of_replica(asked: Question, replica: Replica, users: int) -> Verdict:
     return Verdict(kind, "" if kind == "roomy" else "kv", margin.needed, margin.pool, sentence)
 
 
-def margin_devices(replica: Replica) -> list[RankDraft]:
-    """Every rank's memory."""
-    return [rank for draft in replica.drafts for rank in draft.ranks]
-
-
 def _margin(asked: Question, replica: Replica, users: int) -> _Margin:
     """Of the rank where least is left once the asked sequences have their pages, the estimate's error taken off."""
     pages = replica.pages_of(asked.context) * users

@@ -28,6 +28,8 @@ _MOST_GPUS = 16
 _TRIED = 4
 # Below this a context is of no use, and below this part of a model's size another one has nothing to do with it.
 _SHORTEST, _SMALLEST_PART = 256, 0.02
+# Of what the pool has room for, what is tried: all of it, and less.
+_PARTS = (1.0, 0.9, 0.8, 0.65, 0.5, 0.35, 0.2)
 
 
 class Judge(Protocol):
@@ -99,29 +101,26 @@ def _words(what: Literal["weights", "kv"], plan: FitPlan) -> str:
 
 
 def _less(judge: Judge, asked: Question, subject: Subject) -> Iterator[WayOut]:
-    """Fewer users, else a shorter context."""
-    users, context = asked.ask.users, asked.context
-    for count in _halves(users):
-        if _fits_for(judge, asked, subject, count, context):
+    """Fewer users, else a shorter context: what the pool has room for, and less where that leaves no margin."""
+    users, context, verdict = asked.ask.users, asked.context, subject.plan.verdict
+    if verdict.term != "kv":
+        return
+    room = min(1.0, max(0, verdict.available) / max(1, verdict.needed))
+    for part in _PARTS:
+        count = int(users * room * part)
+        if 1 <= count < users and _fits_for(judge, asked, subject, count, context):
             gained = f"a context of {context:,} for {count:,}"
             yield WayOut(f"Answer {count:,} at a time; others wait.", f"--users {count}", gained)
             return
-    for length in _halves(context):
-        if length >= _SHORTEST and _fits_for(judge, asked, subject, users, length):
+    for part in _PARTS:
+        length = int(context * room * part) // _SHORTEST * _SHORTEST
+        if _SHORTEST <= length < context and _fits_for(judge, asked, subject, users, length):
             gained = f"{length:,} for {users:,}" if users > 1 else f"{length:,} positions, prompt and answer"
             yield WayOut(f"Make do with a context of {length:,}.", f"--context {length}", gained)
             return
 
 
-def _halves(count: int) -> Iterator[int]:
-    while count > 1:
-        count //= 2
-        yield count
-
-
 def _fits_for(judge: Judge, asked: Question, subject: Subject, users: int, context: int) -> bool:
-    if subject.plan.verdict.kind == "too large" and subject.plan.verdict.term != "kv":
-        return False
     less = Question(asked.model, asked.cluster, changed(asked.ask, users=users, context=context))
     plan = judge.judge(subject.shape, subject.plan.weights, subject.plan.kv_format, asked=less)
     return plan is not None and _good(plan)
