@@ -41,6 +41,6 @@ def find_model(name: str, *, offline: bool = False) -> KnownModel:
     Raises:
         ShardwiseError: an unknown or closed model, a hub that does not answer, files without what is needed.
     """
-    from backend.library.known import known_model
+    from backend.library.known_models import known_model
 
     return known_model(name, offline=offline)

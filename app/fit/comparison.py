@@ -7,7 +7,7 @@ from textwrap import wrap
 
 from app.fit.columns import columns
 from app.fit.devices import fullest, taken
-from app.fit.text import WIDTH, chosen_plan, price_words, speed_cells
+from app.fit.text import WIDTH, chosen_plan, price_words, runs, speed_cells
 from app.fit.words import counted, formats, gib, layout
 from app.text_safety import clean_line
 from backend.planner.fit.rank import best
@@ -31,7 +31,7 @@ def as_comparison(reports: Sequence[FitReport], named: Sequence[str], width: int
     """
     ask = reports[0].ask
     rows = [
-        (name if not position else "", *_cells(plan))
+        (name if not position else "", *_cells(report, plan))
         for name, report in zip(map(clean_line, named), reports, strict=True)
         for position, plan in enumerate(_shown(report))
     ]
@@ -58,9 +58,9 @@ def _shown(report: FitReport) -> list[FitPlan]:
     return [plans[best(plans) or 0] for plans in found.values() if plans]
 
 
-def _cells(plan: FitPlan) -> tuple[str, ...]:
-    runs = "" if plan.runnable else "*"
-    return (f"{layout(plan)}{runs}", formats(plan), plan.verdict.kind, gib(taken(fullest(plan))), *speed_cells(plan))
+def _cells(report: FitReport, plan: FitPlan) -> tuple[str, ...]:
+    mark = "" if runs(report, plan) else "*"
+    return (f"{layout(plan)}{mark}", formats(plan), plan.verdict.kind, gib(taken(fullest(plan))), *speed_cells(plan))
 
 
 def _lines(rows: Sequence[tuple[str, ...]], width: int) -> list[str]:

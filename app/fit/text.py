@@ -96,19 +96,25 @@ def _filled(name: str, value: str, width: int, indent: int = 10) -> list[str]:
     return [f"{name if not position else '':<{indent}}{line}" for position, line in enumerate(lines)]
 
 
+def runs(report: FitReport, plan: FitPlan) -> bool:
+    """Whether the engine that was asked for runs the plan; vLLM runs all that fit, though we do not start it."""
+    return plan.runnable or (report.ask.engine == "vllm" and plan.verdict.kind != "too large")
+
+
 def _plans(report: FitReport, rows: list[tuple[int, FitPlan]], width: int) -> list[str]:
     left = len(report.plans) - len(rows)
+    cells = [_plan_row(report, number, plan) for number, plan in rows]
     return [
         "plans, best first",
-        *columns(_PLAN_HEAD, [_plan_row(number, plan) for number, plan in rows], _PLAN_ALIGN, width),
+        *columns(_PLAN_HEAD, cells, _PLAN_ALIGN, width),
         *([f"({left:,} more: --plans {len(report.plans)})"] if left > 0 else []),
         *wrap(_LEGEND, width),
     ]
 
 
-def _plan_row(number: int, plan: FitPlan) -> tuple[str, ...]:
-    runs = "yes" if plan.runnable else "no"
-    return (str(number), layout(plan), formats(plan), plan.verdict.kind, *speed_cells(plan), runs)
+def _plan_row(report: FitReport, number: int, plan: FitPlan) -> tuple[str, ...]:
+    run = "yes" if runs(report, plan) else "no"
+    return (str(number), layout(plan), formats(plan), plan.verdict.kind, *speed_cells(plan), run)
 
 
 def speed_cells(plan: FitPlan) -> tuple[str, ...]:
@@ -146,7 +152,11 @@ def _told(report: FitReport, plan: FitPlan, bars: bool, width: int) -> list[str]
         *device_lines(plan, bars, width),
         *speed_lines(plan, width),
         *(_item(reason, width) for reason in plan.reasons),
-        *([_item(f"Not run by this version: {plan.blocked}", width)] if plan.blocked else []),
+        *(
+            [_item(f"Not run by this version: {plan.blocked}", width)]
+            if plan.blocked and report.ask.engine == "shardwise"
+            else []
+        ),
     ]
 
 
@@ -203,7 +213,7 @@ def _way_out(way: WayOut) -> str:
 
 def _command(report: FitReport, best: FitPlan, width: int) -> list[str]:
     """How to run it, so that it can be copied: lines that are too long go on behind a backslash, as shells read it."""
-    if best.verdict.kind == "too large" or not best.runnable:
+    if best.verdict.kind == "too large" or not runs(report, best):
         return []
     first, *others = wrap(serve_command(report, best), width - 6, break_on_hyphens=False, break_long_words=False)
     return ["run it with", " \\\n".join([f"  {first}", *(f"    {line}" for line in others)])]

@@ -44,13 +44,13 @@ def measured(
 ) -> Machine:
     """The machine with its rates: measured since the computer was started, or now, in some 2 s and 5 with GPUs.
 
-    Rates that were measured while the machine was busy are measured again.
+    Rates that were measured while the machine was busy, or without copies to its GPUs, are measured again.
 
     folder: of the models; None takes the library's. Tests replace the store and the commands `host` and `copies`.
     """
     store, folder = store or default_rate_store(), folder or hub_cache()
     known = store.read(machine.cpu, machine.gpus, fresh=True)
-    if known is None or known.busy or known.disk_folder != str(folder):
+    if known is None or known.busy or known.disk_folder != str(folder) or len(known.copies) < len(machine.gpus):
         known = measure(machine, folder, host, copies)
         if known.memory:
             store.write(machine.cpu, machine.gpus, known)

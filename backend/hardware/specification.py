@@ -46,7 +46,9 @@ Names are read as people write them: H100, h100-80gb, H100 PCIe, A100-40GB,
 that most servers have is taken (H100: SXM); the answer says which."""
 
 _NODES = re.compile(r"(\d+)\s*(?:x\s*)?(?:nodes?|machines?|computers?|servers?)\s+(?:of|with|each)?\s*(.+)", re.I)
-_COUNT = re.compile(r"(\d+)\s*[x×*]\s*(.+)", re.I)  # noqa: RUF001 (people write the sign of multiplication)
+# "4x H100" and "4 H100"; "H100 x4" and "H100:4", where no slot of four lanes is meant ("pcie x4").
+_COUNT = re.compile(r"(\d+)\s*[x×*]\s*(.+)|(\d{1,2})\s+([a-z].*)", re.I)  # noqa: RUF001
+_COUNT_BEHIND = re.compile(r"(.*?)(?<!pcie)(?<!pcie\d)(?:\s+[x×]|:)(\d+)", re.I)  # noqa: RUF001
 _CPU = re.compile(r"cpu(?:[ -]only)?\b[ :]*(.*)", re.I)
 _FILES = (".yaml", ".yml", ".json")
 _MOST_MACHINES, _MOST_COUNT = 64, 1000
@@ -127,10 +129,17 @@ def _machine(text: str, options: MachineOptions, number: int) -> Machine:
     return build_machine(groups, options.wiring, options.main_memory, options.cpu(max(16, 8 * count)), number)
 
 
+def _counted(text: str) -> tuple[int, str]:
+    if match := _COUNT.fullmatch(text):
+        return int(match[1] or match[3]), match[2] or match[4]
+    if match := _COUNT_BEHIND.fullmatch(text):
+        return int(match[2]), match[1]
+    return 1, text
+
+
 def _part(text: str, options: MachineOptions) -> tuple[int, str, MachineOptions]:
     """How many, the name, and the options with the words about links that stand behind it without a comma."""
-    match = _COUNT.fullmatch(text)
-    count, name = (int(match[1]), match[2]) if match else (1, text)
+    count, name = _counted(text)
     if not 1 <= count <= _MOST_COUNT:
         raise SettingError(f"{count} GPUs cannot be planned for.", "A machine has one at least.")
     words, behind = name.split(), MachineOptions()

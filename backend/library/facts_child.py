@@ -46,7 +46,7 @@ def facts_of(raw: dict[str, Any]) -> KnownModel:
         return _served(raw, config, text)
     except UnsupportedModelError as error:
         why = f"{error.what} {error.why}"
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         # Constructors and forward passes of hundreds of families, of which tracing expects what served ones do.
         why = f"Models of type {config.model_type} are not served yet. Tracing it fails: {error}"
     return replace(_outlined(raw, config, text), unserved=why)

@@ -85,7 +85,7 @@ def pull_repository(name: HubName, on_progress: Callable[[int, int], None]) -> P
     stop. Raises ModelNotFoundError, ModelAccessError, DownloadError, UnsupportedModelError, BrokenModelError.
     """
     with explained(name.repository, name.revision):
-        repository = _look_up(name)
+        repository = look_up(name)
         if repository is not None:
             wanted = _wanted(repository)
             _download(repository, wanted, on_progress)
@@ -96,7 +96,7 @@ def pull_repository(name: HubName, on_progress: Callable[[int, int], None]) -> P
     return place
 
 
-def _look_up(name: HubName) -> Repository | None:
+def look_up(name: HubName) -> Repository | None:
     """What the hub says of the repository; None where it cannot be asked and the cache has the model anyway."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -140,11 +140,11 @@ def _wanted(repository: Repository) -> list[RemoteFile]:
         )
     if "config.json" not in files or not has_safetensors:
         raise folders.no_weights(name.repository, top)
-    snapshot = _fetch_small(repository, "config.json").parent
+    snapshot = fetch_small(repository, "config.json").parent
     # Before gigabytes arrive that nothing here could serve.
     known_architecture(str(name), snapshot)
     if folders.INDEX in files:
-        _fetch_small(repository, folders.INDEX)
+        fetch_small(repository, folders.INDEX)
     shards = folders.safetensors_weights(snapshot, top)
     lost = [shard for shard in shards if shard not in files]
     if lost:
@@ -153,7 +153,8 @@ def _wanted(repository: Repository) -> list[RemoteFile]:
     return [files[file] for file in (*_ALWAYS, *tokenizer, *shards) if file in files]
 
 
-def _fetch_small(repository: Repository, file: str) -> Path:
+def fetch_small(repository: Repository, file: str) -> Path:
+    """One of the repository's small files, in the Hugging Face cache; fetched where it is not there."""
     from huggingface_hub import hf_hub_download
 
     return Path(hf_hub_download(repository.name.repository, file, revision=repository.commit))

@@ -31,7 +31,7 @@ class _Row(Struct, frozen=True):
     total_params_computed: int | None = None
     active_params_computed: int | None = None
     kv_bytes_per_token_16bit_full_attn_layers: int | None = None
-    stored_bytes: int | None = None
+    unserved: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class CatalogueModel:
         dimensions: its sizes; packing: how the variant's checkpoint is packed, by a name of `packings`.
         parameters, active: of the text model, for lists; active those that a token passes; None where not counted.
         kv_bytes: of one token, of the layers that keep every position, at two bytes an element.
-        source: where the dimensions come from.
+        source: where the dimensions come from. unserved: why this version cannot serve such models; empty where it can.
     """
 
     id: str
@@ -58,12 +58,13 @@ class CatalogueModel:
     kv_bytes: int | None
     source: str
     notes: str = ""
-    stored_bytes: int | None = None
+    unserved: str = ""
 
     def known(self, name: str = "") -> KnownModel:
         """Its facts, under the name that the user called it."""
-        stored = StoredWeights(self.packing, self.stored_bytes)
-        return known_model_of(name or self.id, self.dimensions, source=f"the catalogue ({self.id})", stored=stored)
+        stored = StoredWeights(self.packing)
+        known = known_model_of(name or self.id, self.dimensions, source=f"the catalogue ({self.id})", stored=stored)
+        return replace(known, unserved=self.unserved or _unread(self.packing))
 
 
 @cache
@@ -123,7 +124,7 @@ def _model(line: bytes) -> CatalogueModel:
         kv_bytes=row.kv_bytes_per_token_16bit_full_attn_layers,
         source=row.source,
         notes=row.notes,
-        stored_bytes=row.stored_bytes,
+        unserved=row.unserved,
     )
 
 
@@ -161,7 +162,18 @@ def _with_packing(model: CatalogueModel, name: str) -> CatalogueModel:
     told = _packing_of(name, model)
     if told in ("", model.packing):
         return model
-    return replace(model, packing=told, stored_bytes=None)
+    return replace(model, packing=told)
+
+
+# Of what names and rows tell, the packings that no reader of ours unpacks (`packed` has those of a config).
+_UNREAD = ("int8", "int4", "nf4", "bnb-int8", "nvfp4")
+
+
+def _unread(packing: str) -> str:
+    """Why a checkpoint so packed is not served, as a sentence; empty where it is."""
+    parts = packing.split("+")
+    unread = [part for part in parts if part.startswith(_UNREAD)]
+    return f"Its weights are packed as {unread[0]}, which this version does not read." if unread else ""
 
 
 def _packing_of(name: str, model: CatalogueModel) -> str:

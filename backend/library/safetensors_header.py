@@ -33,12 +33,26 @@ def read_safetensors_header(path: Path) -> tuple[TensorEntry, ...]:
             prefix = source.read(8)
             if len(prefix) < 8:
                 raise broken(file, f"It has {size} bytes, fewer than the 8 of its header's length.")
-            length = int.from_bytes(prefix, "little")
-            if length > min(size - 8, _HEADER_LIMIT):
-                raise broken(file, f"Its header claims {length:,} bytes; {size - 8:,} follow, 104,857,600 are allowed.")
-            text = source.read(length)
+            text = source.read(header_length(file, prefix, size))
     except OSError as error:
         raise broken(file, str(error)) from error
+    return parse_safetensors_header(file, prefix, text, size)
+
+
+def header_length(file: str, prefix: bytes, size: int) -> int:
+    """Bytes of the header, which its first 8 tell. Raises BrokenModelError where a file of `size` cannot have them."""
+    length = int.from_bytes(prefix, "little")
+    if length > min(size - 8, _HEADER_LIMIT):
+        raise broken(file, f"Its header claims {length:,} bytes; {size - 8:,} follow, 104,857,600 are allowed.")
+    return length
+
+
+def parse_safetensors_header(file: str, prefix: bytes, text: bytes, size: int) -> tuple[TensorEntry, ...]:
+    """The tensors that a header tells of, wherever its bytes came from: the first 8, what follows, the file's size.
+
+    Raises BrokenModelError.
+    """
+    length = header_length(file, prefix, size)
     if len(text) < length:
         raise broken(file, f"It ends within its header of {length:,} bytes.")
     start = 8 + length

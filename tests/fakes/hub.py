@@ -135,11 +135,12 @@ class _Handler(BaseHTTPRequestHandler):
         if file in repository.damaged:
             content = bytes([content[0] ^ 1]) + content[1:]
         asked = self.headers.get("Range")
-        begin = 0
+        begin, end = 0, len(content)
         if asked and not self.fake.ignore_range:
-            begin = int(asked.removeprefix("bytes=").rstrip("-"))
-            headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
-        body, status = content[begin:], 206 if "Content-Range" in headers else 200
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            begin, end = int(first), min(end, int(last) + 1) if last else end
+            headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(content)}"
+        body, status = content[begin:end], 206 if "Content-Range" in headers else 200
         limit = len(body)
         if with_body and large and self.fake.cuts > 0:
             self.fake.cuts -= 1

@@ -10,6 +10,8 @@ from typing import Any, Literal
 # Positions of a sequence on average, where a row tells neither prompt nor answer: published single streams and batches
 # are measured with short ones.
 _UNSAID = 512
+# More than anybody published: a slip of the pen.
+_MOST_GPUS = 1024
 
 Mode = Literal["decode", "throughput"]
 
@@ -55,9 +57,13 @@ def read_case(row: Mapping[str, Any]) -> SpeedCase:
     if not gpu:
         raise SkippedError("no GPU")
     tp, pp, replicas = (max(1, int(_number(row.get(name)) or 1)) for name in ("tp", "pp", "dp"))
+    if tp * pp * replicas > _MOST_GPUS:
+        raise SkippedError("too many GPUs")
     prompt, answer = _number(row.get("input_tokens")), _number(row.get("output_tokens"))
     mode, batch = _mode(row, prompt is not None and answer is not None)
-    prompt, answer = (prompt or 0, answer or 0) if prompt is not None or answer is not None else (_UNSAID, 0)
+    prompt, answer = (
+        (max(0, prompt or 0), max(0, answer or 0)) if prompt is not None or answer is not None else (_UNSAID, 0)
+    )
     gpus = tp * pp * replicas
     return SpeedCase(
         source=_text(row, "source") or "?",
@@ -111,7 +117,7 @@ def _per(measure: str, prompt: float, answer: float, gpus: int) -> float:
         return factor * max(1.0, answer)
     if "total" in measure and "output" not in measure and answer:
         return factor * answer / (prompt + answer)
-    if measure and "tok" not in measure:
+    if measure and not re.search(r"tok\w*\s*(/|per)\s*s", measure):
         raise SkippedError("another measure")
     return factor
 

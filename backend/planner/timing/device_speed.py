@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from backend.hardware.cpu import Cpu
@@ -13,6 +14,9 @@ from backend.hardware.gpu_table import GpuFacts, gpu_facts
 NumberKind = Literal["bf16", "fp8", "int8", "fp4"]
 Family = Literal["volta", "ampere", "hopper", "blackwell", "graphics", "other", "processor"]
 
+_KINDS: tuple[NumberKind, ...] = ("bf16", "fp8", "int8", "fp4")
+# "NVIDIA A100-SXM4-40GB MIG 3g.20gb": three of seven parts.
+_SLICE = re.compile(r"MIG (\d)g\.")
 # GB/s of memory where the driver does not tell, and the table does not know the GPU: what one of the middle has.
 UNKNOWN_BANDWIDTH = 600.0
 # TFLOP/s for a TB/s of memory where nobody tells: RTX 3090 has 76, later cards of the middle 110 to 420.
@@ -65,7 +69,7 @@ def device_speed(gpu: Gpu) -> DeviceSpeed:
     memory = gpu.bandwidth or (facts.mem_bw_gbs if facts else UNKNOWN_BANDWIDTH)
     if facts is None:
         return DeviceSpeed(gpu.name, memory, memory * _PRODUCTS_PER_BANDWIDTH / 1000, family=_family(gpu.capability))
-    return _of_facts(facts, memory)
+    return _part(_of_facts(facts, memory), gpu, facts)
 
 
 def kind_speed(facts: GpuFacts) -> DeviceSpeed:
@@ -91,6 +95,17 @@ def _of_facts(facts: GpuFacts, memory: float) -> DeviceSpeed:
         facts.tflops_fp4_dense,
         _family(_capability(facts.compute_capability)),
     )
+
+
+def _part(whole: DeviceSpeed, gpu: Gpu, facts: GpuFacts) -> DeviceSpeed:
+    """Of a GPU that MIG divides, the part: its sevenths of processors, and bandwidth as its memory."""
+    slices = _SLICE.search(gpu.name)
+    if slices is None:
+        return whole
+    part = min(1.0, int(slices[1]) / 7)
+    products = {kind: rate * part for kind in _KINDS if (rate := getattr(whole, kind)) is not None}
+    memory = whole.memory * min(1.0, gpu.total / (facts.mem_total_gib_reported * (1 << 30)))
+    return replace(whole, name=gpu.name, memory=memory, **products)
 
 
 def _capability(text: str) -> tuple[int, int] | None:

@@ -16,7 +16,8 @@ class Pace:
     """Constants of an engine, of no model and no device.
 
     Attributes:
-        layer: seconds a layer and step, in which kernels start and end while nothing is read: (best, likely, worst).
+        layer: microseconds a layer and step, in which kernels start and end while nothing is read: at best, likely, at
+            worst.
         step: seconds a step for scheduling and sampling, as far as they do not run beside it.
         sequence: seconds a sequence and step for the same.
         eager_call: seconds that an all-reduce takes longer because the host starts it (no CUDA graphs).

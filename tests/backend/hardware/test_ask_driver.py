@@ -53,7 +53,13 @@ def test_a_dgx_is_described(driver: NvmlState) -> None:
     assert first.health == GpuHealth(temperature=34)
     assert len(reading.links) == 28
     assert {(link.way, link.peer) for link in reading.links} == {("nvswitch", True)}
-    assert reading.links[0].nvlink == pytest.approx(18 * 25.781)
+    assert reading.links[0].nvlink == 18 * 25.0  # the driver tells 26.562 with the line's code
+
+
+def test_a_link_of_a_version_to_come_is_as_fast_as_the_driver_says(driver: NvmlState) -> None:
+    for number in range(8):
+        driver.change(number, nvlink_version=9, nvlink_mbps=100_000)
+    assert links()[0, 1].nvlink == 18 * 100.0
 
 
 @on("a100-pairs")

@@ -14,6 +14,7 @@ from backend.hardware.network_table import network_table
 from backend.hardware.specification import GRAMMAR, parse_hardware
 from backend.planner.links import link_of
 from tests.fakes.machines import bridged_3090
+from tests.fakes.topology import machine_of
 
 GIB = 1 << 30
 
@@ -105,6 +106,26 @@ def test_bridges_lie_over_cards_of_a_kind() -> None:
     assert [(link.first, link.second) for link in machine.links if link.nvlink] == [(1, 2), (3, 4)]
 
 
+@pytest.mark.parametrize(
+    ("text", "count", "lanes"),
+    [
+        ("2x RTX-4090", 2, 16),
+        ("2x RTX-4090 x8", 2, 8),
+        ("2 × 4090", 2, 16),  # noqa: RUF001
+        ("2 RTX-4090", 2, 16),
+        ("RTX 4090 x2", 2, 16),
+        ("RTX-4090:2", 2, 16),
+        ("RTX 4090 pcie x8", 1, 8),
+        ("RTX 4090 pcie4 x8", 1, 8),
+        ("RTX 4090", 1, 16),
+    ],
+)
+def test_counts_stand_where_people_write_them(text: str, count: int, lanes: int) -> None:
+    gpus = parse_hardware(text).machines[0].gpus
+    assert len(gpus) == count
+    assert {gpu.pcie_width for gpu in gpus} == {lanes}
+
+
 def test_unequal_cards() -> None:
     (machine,) = parse_hardware("1x RTX-3090 + RTX-A6000").machines
     assert [(gpu.name, gpu.index) for gpu in machine.gpus] == [("NVIDIA GeForce RTX 3090", 0), ("NVIDIA RTX A6000", 1)]
@@ -182,6 +203,7 @@ def test_everything_is_described_with_the_figures_that_plans_take() -> None:
         assert words in text
     assert "PCIe 4.0 x16 through main memory" in describe_hardware(parse_hardware("2x RTX 4090"))
     assert "xGMI" in describe_hardware(parse_hardware("8x MI300X"))
+    assert "left out: GPU 1" in describe_hardware(parse_hardware("local", machine_of("a100-mig")))
 
 
 COUNTS = st.sampled_from(["2", "0", "x", "2x", "nodes", "of", "and", "+", ",", "½", "٣x"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from backend.library.architectures import causal_language_models
 from backend.library.model_table import (
     catalogue,
     find_in_catalogue,
@@ -95,3 +96,28 @@ def test_vision_stays_outside_the_text_model() -> None:
     assert known is not None
     # The hub counts 27,432,406,640 parameters in it.
     assert known.facts.parameters + known.other_parameters == 27_432_406_640
+
+
+def test_what_cannot_be_served_says_so() -> None:
+    known = known_from_catalogue("Qwen/Qwen3.5-27B")
+    assert known is not None
+    assert "recurrent state" in known.unserved
+    for name, served in (
+        ("Qwen/Qwen2.5-7B-Instruct-AWQ", True),
+        ("RedHatAI/Qwen2.5-7B-Instruct-quantized.w8a8", False),
+        ("openai/gpt-oss-20b", True),
+        ("moonshotai/Kimi-K2.5", False),
+        ("google/gemma-3-27b-it", True),
+    ):
+        known = known_from_catalogue(name)
+        assert known is not None
+        assert (known.unserved == "") is served, name
+
+
+def test_rows_that_are_served_are_of_kinds_that_transformers_has() -> None:
+    classes = set(causal_language_models().values())
+    # Their text models are served, and have classes of their own.
+    classes |= {"Llama4ForConditionalGeneration"}
+    for model in catalogue():
+        if not model.unserved:
+            assert model.dimensions.arch in classes, model.id

@@ -7,7 +7,7 @@ import pytest
 from backend.hardware.cpu import Cpu
 from backend.hardware.gpu_table import GpuFacts, gpu_table
 from backend.planner.timing.device_speed import device_speed, kind_speed, processor_speed
-from tests.fakes.machines import dgx_h100, gpu
+from tests.fakes.machines import GIB, dgx_h100, gpu
 
 
 def test_the_table_knows_a_gpu_and_the_driver_its_own_memory() -> None:
@@ -49,3 +49,11 @@ def test_ranks_of_a_processor_share_it_and_a_measured_rate_counts_more() -> None
     cpu = Cpu("EPYC", 8, 16, None, ("avx2",))
     whole, half = processor_speed(cpu, 90.0), processor_speed(cpu, 90.0, ranks=2)
     assert (whole.memory, half.memory, half.bf16) == (90.0, 45.0, whole.bf16 / 2)
+
+
+def test_a_part_that_mig_made_has_its_part_of_everything() -> None:
+    whole = device_speed(gpu(name="NVIDIA A100-SXM4-40GB", capability=(8, 0)))
+    part = device_speed(gpu(name="NVIDIA A100-SXM4-40GB MIG 3g.20gb", total=int(19.69 * GIB), capability=(8, 0)))
+    assert part.memory == pytest.approx(whole.memory / 2, rel=0.01)
+    assert part.bf16 == pytest.approx(whole.bf16 * 3 / 7)
+    assert (part.fp8, part.family) == (None, "ampere")
