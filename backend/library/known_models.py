@@ -16,7 +16,7 @@ from backend.library.derive import derive
 from backend.library.file_facts import of_files, of_gguf
 from backend.library.gguf_header import read_gguf_header
 from backend.library.hub import cached_config, installed_snapshot
-from backend.library.model_table import known_from_catalogue, nearest_names
+from backend.library.model_table import find_in_catalogue, known_from_catalogue, nearest_names
 from backend.library.names import FolderName, GgufName, HubName, ModelName, StarterName, parse
 from backend.library.remote_facts import kept_facts, remote_facts
 from backend.library.safetensors_header import read_safetensors_header
@@ -91,7 +91,12 @@ def _on_hub(name: str, hub_name: HubName, offline: bool) -> KnownModel:
                 raise _with_nearest(error, name) from None
             return replace(known, name=name)
         except ModelNotFoundError as error:
-            raise _with_nearest(error, name) from None
+            row = find_in_catalogue(name)
+            if row is None or name not in (row.id, *row.aliases):
+                raise _with_nearest(error, name) from None
+            # A mirror that lacks it, or a repository that has moved.
+            known = row.known(name)
+            return replace(known, source=f"{known.source}; the hub has no repository of that name")
     known = known_from_catalogue(name) or kept_facts(hub_name) or _cached(name, hub_name)
     if known is None:
         raise _with_nearest(

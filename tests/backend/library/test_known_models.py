@@ -252,6 +252,12 @@ def test_an_unknown_model_names_those_that_look_alike(hub: FakeHub) -> None:
         known_model(f"{NAME}@nothing")
 
 
+def test_a_mirror_that_lacks_a_known_model(hub: FakeHub) -> None:
+    assert "the hub has no repository" in known_model("openai/gpt-oss-20b").source
+    with pytest.raises(ModelNotFoundError, match="Did you mean openai/gpt-oss-20b"):
+        known_model("opnai/gpt-oss-20b")
+
+
 @pytest.mark.parametrize(
     ("config", "missing"),
     [
