@@ -15,6 +15,7 @@ from typing import Any, Literal
 import httpx
 
 from app.cache_view import CacheView, read_cache
+from app.plan_view import EnginePlan, read_plans
 from app.text_safety import TextCleaner, clean, clean_line
 from backend.engine_client import StageTime
 from backend.errors import ShardwiseError
@@ -215,6 +216,24 @@ class ShardwiseClient:
             return read_cache(response.content)
         except ValueError as error:
             raise ServerAnswerError(f"{self.url}/cache sent something that is not a cache's state") from error
+
+    async def plan(self) -> tuple[EnginePlan, ...]:
+        """Each engine's Plan beside the memory its ranks take now, the main engine first.
+
+        Raises:
+            ServerUnreachableError: nobody answers.
+            ServerAnswerError: no engine serves yet, in the server's words, or the answer is something else.
+        """
+        try:
+            response = await self._http.get("/plan", timeout=10.0)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        if response.status_code != httpx.codes.OK:
+            raise self._refused(response.status_code, response.content)
+        try:
+            return read_plans(response.content)
+        except ValueError as error:
+            raise ServerAnswerError(f"{self.url}/plan sent something that is not a plan") from error
 
     async def chat(
         self, model: str, messages: tuple[ChatMessage, ...], sampling: SamplingChoice | None = None

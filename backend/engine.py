@@ -11,6 +11,7 @@ from backend.batch import Batch, Sampled
 from backend.errors import ShardwiseError
 from backend.events import End, EngineStatistics, Token
 from backend.executor import DeviceLostError, Executor
+from backend.measured_rank import MeasuredRank
 from backend.messages import StepOutput
 from backend.request import Request
 from backend.scheduler import Scheduler
@@ -90,6 +91,10 @@ class Engine:
             step_seconds=self._step_seconds,
             scheduling_seconds=self._scheduling_seconds,
         )
+
+    def measure(self) -> tuple[MeasuredRank, ...]:
+        """Each rank's memory at this moment. DeviceLostError passes through."""
+        return self._executor.measure()
 
     def _schedule(self, now: float) -> Batch:
         """The next batch. Where everything awaits transfers, waits a little for one, so as not to spin."""

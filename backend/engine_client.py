@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 from msgspec import Struct
 
 from backend.events import End, EngineStatistics, Start, Token
+from backend.measured_rank import MeasuredRank
 from backend.planner.plan import Plan
 from backend.request import Request
 from kvcache.statistics import CacheMap
@@ -60,6 +61,13 @@ class EngineClient(Protocol):
 
     def cache_map(self) -> CacheMap | None:
         """What the pages of the engine of this moment hold; None until it has told."""
+        ...
+
+    async def measure(self) -> tuple[MeasuredRank, ...]:
+        """Each rank's memory now, or as last told where the engine does not get round to it soon: a long step runs.
+
+        Empty while no engine is ready.
+        """
         ...
 
     @property

@@ -23,7 +23,19 @@ from backend.errors import ShardwiseError
 from backend.events import EngineStatistics
 from backend.executor import DeviceLostError
 from backend.frames import receive_frame
-from backend.messages import Cancel, Lost, Progress, Ready, StartFailed, StepOutput, Submit, ToEngine
+from backend.measured_rank import MeasuredRank
+from backend.messages import (
+    Cancel,
+    Lost,
+    Measure,
+    Measured,
+    Progress,
+    Ready,
+    StartFailed,
+    StepOutput,
+    Submit,
+    ToEngine,
+)
 from backend.parentage import adopt, die_with_parent
 from backend.planner.plan import Plan
 from backend.request import Request
@@ -51,6 +63,8 @@ class SteppedEngine(Protocol):
     def idle(self) -> StepOutput | None: ...
 
     def statistics(self) -> EngineStatistics: ...
+
+    def measure(self) -> tuple[MeasuredRank, ...]: ...
 
 
 class Composed(Protocol):
@@ -112,6 +126,7 @@ def _run(settings: bytes, channel: EngineChannel, compose: Compose) -> None:
             rank_pids=composed.rank_pids,
             devices=composed.devices,
             statistics=composed.engine.statistics(),
+            measured=composed.engine.measure(),
         )
     )
     serve(composed.engine, channel)
@@ -125,7 +140,7 @@ def serve(engine: SteppedEngine, channel: EngineChannel) -> None:
         if message is None and not engine.has_work:
             patience = _idle(engine, channel)
         while message is not None:
-            _obey(engine, message)
+            _obey(engine, message, channel)
             message = channel.receive_now()
         if engine.has_work:
             channel.step_begins()
@@ -146,12 +161,18 @@ def _idle(engine: SteppedEngine, channel: EngineChannel) -> float:
     return TIDYING_SECONDS
 
 
-def _obey(engine: SteppedEngine, message: ToEngine) -> None:
+def _obey(engine: SteppedEngine, message: ToEngine, channel: EngineChannel) -> None:
     match message:
         case Submit(request=request):
             engine.submit(request)
         case Cancel(request=request):
             engine.cancel(request)
+        case Measure():
+            # A driver that is asked may hang: that counts as a step that does.
+            channel.step_begins()
+            ranks = engine.measure()
+            channel.step_ends()
+            channel.send(Measured(ranks))
 
 
 class ProgressReporter:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from backend.batch import Batch, Sampled
+from backend.measured_rank import MeasuredRank
 from kvcache.transfer import TransferDone
 
 
@@ -29,6 +30,10 @@ class Executor(Protocol):
 
     def transfers_done(self, patience: float = 0.0) -> list[TransferDone]:
         """The transfers that ended since the last call; waits up to `patience` seconds for a first one, if any runs."""
+        ...
+
+    def measure(self) -> tuple[MeasuredRank, ...]:
+        """Each rank's memory at this moment, between steps."""
         ...
 
     def close(self) -> None:

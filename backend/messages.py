@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from backend.events import End, EngineStatistics, Start, Token
 from backend.frames import framed
+from backend.measured_rank import MeasuredRank
 from backend.planner.plan import Plan
 from backend.request import Request
 from kvcache.statistics import CacheMap
@@ -25,6 +26,10 @@ class Cancel(Struct, frozen=True, tag=True):
     """Server to engine: end this request at the next step; unknown ids are ignored."""
 
     request: str
+
+
+class Measure(Struct, frozen=True, tag=True):
+    """Server to engine: say, between two steps, what the ranks' memory is now. Answered by Measured."""
 
 
 class Stop(Struct, frozen=True, tag=True):
@@ -47,7 +52,8 @@ class Ready(Struct, frozen=True, tag=True):
     """Engine to server: requests are served from now on.
 
     `weights_bytes` has one entry per rank, `rank_pids` the process of each, `devices` its device as torch
-    names it; `statistics` are what there is to tell before the first step.
+    names it; `statistics` are what there is to tell before the first step. `measured` is each rank's memory after
+    loading and warm-up.
     """
 
     plan: Plan
@@ -57,6 +63,7 @@ class Ready(Struct, frozen=True, tag=True):
     rank_pids: tuple[int, ...]
     devices: tuple[str, ...]
     statistics: EngineStatistics = EngineStatistics()
+    measured: tuple[MeasuredRank, ...] = ()
 
 
 class StepOutput(Struct, frozen=True, tag=True):
@@ -70,6 +77,12 @@ class StepOutput(Struct, frozen=True, tag=True):
     statistics: EngineStatistics
     starts: tuple[Start, ...] = ()
     cache_map: CacheMap | None = None
+
+
+class Measured(Struct, frozen=True, tag=True):
+    """Engine to server: each rank's memory at this moment."""
+
+    ranks: tuple[MeasuredRank, ...]
 
 
 class StartFailed(Struct, frozen=True, tag=True):
@@ -96,8 +109,8 @@ class Heartbeat(Struct, frozen=True, tag=True):
     step_seconds: float = 0.0
 
 
-ToEngine = Submit | Cancel | Stop
-FromEngine = Progress | Ready | StepOutput | StartFailed | Lost | Heartbeat
+ToEngine = Submit | Cancel | Measure | Stop
+FromEngine = Progress | Ready | StepOutput | Measured | StartFailed | Lost | Heartbeat
 
 encoder = msgspec.msgpack.Encoder()
 to_engine_decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)

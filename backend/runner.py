@@ -9,6 +9,8 @@ import torch
 
 from backend.batch import Batch, PageSpan, Sampled, SampleTask, Slice
 from backend.device_errors import losing_devices
+from backend.measured_rank import MeasuredRank
+from backend.memory_meter import Held, MemoryMeter
 from backend.paged_model import PagedModel
 from backend.request import Sampling
 from backend.sampler import Sampler
@@ -32,10 +34,20 @@ class Runner:
     """
 
     def __init__(
-        self, model: ServedModel, layout: CacheLayout, pages: int, team: Team | None, *, samples: bool = True
+        self,
+        model: ServedModel,
+        layout: CacheLayout,
+        pages: int,
+        team: Team | None,
+        *,
+        rank: int = 0,
+        communication: int | None = None,
     ) -> None:
-        """team: the threads that compute, on a processor. samples: whether the logits are this rank's to choose by."""
-        self._layout, self._team, self._samples = layout, team, samples
+        """team: the threads that compute, on a processor. communication: bytes that joining the other ranks took."""
+        self._layout, self._team, self._rank = layout, team, rank
+        self._meter = MemoryMeter(model.device)
+        self._weights, self._streaming = model.weights_bytes - model.stream_bytes, model.stream_bytes
+        self._communication, self._host = communication, None
         self._paged = PagedModel(model, layout, pages, attention_kernels(team))
         self._device = model.device
         self._sampler = Sampler(model.facts.vocabulary, model.device)
@@ -53,6 +65,7 @@ class Runner:
 
     def attach_tiers(self, host: HostTier | None, disk: DiskTier | None) -> None:
         """From now on batches may carry transfers to and from these tiers, which are the runner's own from here."""
+        self._host = host
         if host is not None or disk is not None:
             self._mover = PageMover(self.memory, self._device, host, disk)
 
@@ -67,7 +80,8 @@ class Runner:
         if not batch.slices:
             return []
         logits = self._paged.forward(batch)
-        if not self._samples:
+        # The logits of a divided model are the first rank's.
+        if self._rank != 0:
             return [None] * len(batch.slices)
         tasks = [part.sample for part in batch.slices if part.sample is not None]
         sampled = iter(self._sampler.sample(logits, tasks) if tasks else [])
@@ -77,18 +91,39 @@ class Runner:
         return self._mover.finished(patience) if self._mover is not None else []
 
     def warm_up(self, tokens: int) -> None:
-        """One prefill of at most `tokens` and one decode over free pages: compiles kernels, finds the memory peak."""
+        """One prefill of at most `tokens` and one decode over free pages: compiles kernels, finds the memory peak.
+
+        What the rank holds besides is the libraries' from then on, so the tiers have to be attached.
+        """
+        self._meter.begin()
         tokens = max(1, min([tokens, *(self.memory.pages * group.page_tokens for group in self._layout.groups)]))
         spans = tuple(PageSpan(0, range(-(-tokens // group.page_tokens))) for group in self._layout.groups)
         task = SampleTask(Sampling(), (0,), ())
         for count in (tokens, 1):
             self.execute(Batch(0, (Slice(0, 0, (0,) * count, count, count, spans, task),)))
+        self._meter.settle(self._held())
+
+    @losing_devices()
+    def measure(self) -> tuple[MeasuredRank, ...]:
+        """This rank's memory at this moment, after the warm-up."""
+        return (self._meter.measure(self._rank, self._held()),)
+
+    def _held(self) -> Held:
+        own = self._device.type == "cpu"
+        return Held(
+            weights=self._weights,
+            pages=self.memory.all,
+            host=self._host.all if self._host is not None and own else None,
+            communication=self._communication,
+            streaming=self._streaming,
+        )
 
     def close(self) -> None:
         """Ends the transfers, gives the pages' memory back and ends the compute threads."""
         if self._mover is not None:
             self._mover.close()
             self._mover = None
+        self._host = None
         del self._paged
         if self._team is not None:
             self._team.close()

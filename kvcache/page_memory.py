@@ -33,6 +33,11 @@ class PageMemory:
     def bytes(self) -> int:
         return self._memory.nbytes
 
+    @property
+    def all(self) -> Tensor:
+        """All bytes of all pages: [bytes] uint8."""
+        return self._memory
+
     def page(self, index: int) -> Tensor:
         """All bytes of one page: [page_bytes] uint8, a view."""
         size = self._layout.page_bytes

@@ -5,9 +5,11 @@ Deny by default: without a valid key, nothing but `/health` is answered where ke
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.keys import KeyStore
@@ -90,6 +92,14 @@ def key_id(scope: Scope) -> str:
     """The id of the API key that a request came with; empty where none was asked for."""
     found = scope.get(_KEY_ID, "")
     return found if isinstance(found, str) else ""
+
+
+def on_loopback(request: Request) -> bool:
+    """Whether the caller is on this machine."""
+    try:
+        return request.client is not None and ipaddress.ip_address(request.client.host).is_loopback
+    except ValueError:
+        return False
 
 
 def _no_key() -> ApiError:

@@ -18,6 +18,7 @@ from app.rest.routes.cache import cache_router
 from app.rest.routes.chat import chat_router
 from app.rest.routes.completions import completions_router
 from app.rest.routes.models import models_router
+from app.rest.routes.plan import plan_router
 from app.rest.routes.status import status_router
 from app.rest.routes.tokenize import tokenize_router
 from app.rest.served import ServedEngine, ServedModels
@@ -51,7 +52,15 @@ def create_app(
     models = ServedModels(engines)
     metrics = RestMetrics({name: served.engine for name, served in models}, gpus)
     context = RestContext(models, metrics, settings, Places(settings.active_answers), _version(), cache_secret)
-    for make in (chat_router, completions_router, models_router, tokenize_router, status_router, cache_router):
+    for make in (
+        chat_router,
+        completions_router,
+        models_router,
+        tokenize_router,
+        status_router,
+        plan_router,
+        cache_router,
+    ):
         app.include_router(make(context))
     install(app)
     _guard(app, keys, settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -24,6 +25,8 @@ from app.tui import dependencies as outside
 from app.tui import preferences
 from app.tui.conversation import HistoryStore
 from app.tui.dependencies import Dependencies
+from app.tui.fit.measured import summary
+from app.tui.fit.wishes import Wishes
 from app.tui.screens.chat import ChatScreen
 from app.tui.screens.error import ErrorScreen
 from app.tui.screens.help import HelpScreen
@@ -31,6 +34,7 @@ from app.tui.screens.logs import LogsScreen
 from app.tui.screens.question import QuestionScreen
 from app.tui.screens.start import StartScreen
 from app.tui.screens.startup import StartupScreen
+from app.tui.screens.wizard import WizardScreen
 from app.tui.theme import SHARDWISE
 from backend.errors import ShardwiseError
 
@@ -62,6 +66,9 @@ class ShardwiseApp(App[None]):
         self._connect = connect
         self._key = key
         self._wanted_model = model
+        # Of a plan that was chosen; None where a model is started without one.
+        self._wanted_options: tuple[str, ...] | None = None
+        self._wishes = Wishes()
         self._store = HistoryStore(dependencies.history)
         self.preferences = preferences.load(dependencies.preferences)
         self.url: str | None = None
@@ -89,7 +96,7 @@ class ShardwiseApp(App[None]):
             if record is not None:
                 await self._attach_to(record.url)
             elif self._wanted_model is not None:
-                await self._show(self._startup(self._wanted_model))
+                await self._show(self._startup(self._wanted_model, options=self._wanted_options or ()))
             else:
                 await self._show(StartScreen(self._dependencies, self.preferences.model))
         except ShardwiseError as error:
@@ -136,11 +143,13 @@ class ShardwiseApp(App[None]):
     def _make_client(self, url: str) -> ShardwiseClient:
         return ShardwiseClient(url, self._key)
 
-    def _startup(self, model: str, url: str | None = None) -> StartupScreen:
-        return StartupScreen(self._dependencies, self._make_client, model, url)
+    def _startup(self, model: str, url: str | None = None, options: tuple[str, ...] = ()) -> StartupScreen:
+        return StartupScreen(self._dependencies, self._make_client, model, url, options)
 
     async def _show(self, screen: Screen) -> None:
-        """Replaces the screen on top, but never the chat, which waits below."""
+        """Replaces the screen on top, but never the chat, which waits below; the wizard goes."""
+        while isinstance(self.screen, WizardScreen):
+            await self.pop_screen()
         if isinstance(self.screen, StartScreen | StartupScreen | ErrorScreen):
             await self.switch_screen(screen)
         else:
@@ -152,17 +161,43 @@ class ShardwiseApp(App[None]):
     def _chosen(self, event: StartScreen.Chosen) -> None:
         self._begin(event.model)
 
+    @on(StartScreen.Planned)
+    @on(ChatScreen.Planned)
+    def _planned(self, event: StartScreen.Planned | ChatScreen.Planned) -> None:
+        self.plan_for(event.model)
+
+    @on(WizardScreen.Use)
+    def _use_plan(self, event: WizardScreen.Use) -> None:
+        if self._connect is not None:
+            command = " ".join(("shardwise serve", event.model, *event.options))
+            self.notify(f"This window stays with {self._connect}. On this machine, run:\n{command}", markup=False)
+            return
+        self._begin(event.model, event.options)
+
+    @on(WizardScreen.Wished)
+    def _wished(self, event: WizardScreen.Wished) -> None:
+        self._wishes = event.wishes
+
+    def plan_for(self, model: str) -> None:
+        """Opens the wizard as it was left, for this model where one is named."""
+        self._wishes = replace(self._wishes, model=model or self._wishes.model)
+        self.push_screen(WizardScreen(self._dependencies.wizard, self._wishes))
+
     @work(exclusive=True, group="flow")
-    async def _begin(self, model: str) -> None:
-        """Starts a model, or attaches to a server that has it; asks what to do with the one in use."""
+    async def _begin(self, model: str, options: tuple[str, ...] | None = None) -> None:
+        """Starts a model, or attaches to a server that has it; asks what to do with the one in use.
+
+        With a plan's `options`, a server that has the model is not enough: it may have been started otherwise.
+        """
         try:
-            running = await self._dependencies.find(model)
+            running = await self._dependencies.find(model) if options is None else None
             if running is not None:
                 await self._attach_to(running.url)
                 return
             if not await self._make_room(model):
                 return
-            await self._show(self._startup(model))
+            self._wanted_options = options
+            await self._show(self._startup(model, options=options or ()))
         except ShardwiseError as error:
             await self._show(ErrorScreen(error))
 
@@ -186,14 +221,26 @@ class ShardwiseApp(App[None]):
     @on(StartupScreen.Ready)
     def _server_ready(self, event: StartupScreen.Ready) -> None:
         self._remember(model=event.model)
-        self._go_to(event.url)
+        self._go_to(event.url, self._wanted_options is not None)
 
     @work(exclusive=True, group="flow")
-    async def _go_to(self, url: str) -> None:
+    async def _go_to(self, url: str, planned: bool) -> None:
+        """Chats with a server that has come up; one that a plan was chosen for says how the plan's memory came out."""
         try:
             await self._attach_to(url)
         except ShardwiseError as error:
             await self._show(ErrorScreen(error))
+            return
+        if planned and self._chat_screen is not None:
+            await self._tell_memory(self._chat_screen.client)
+
+    async def _tell_memory(self, client: ShardwiseClient) -> None:
+        """Nothing where the server does not tell: the chat goes on without."""
+        with contextlib.suppress(ShardwiseError):
+            for engine in (await client.plan())[:1]:
+                text = summary(engine.plan.ranks, engine.measured)
+                if text:
+                    self.notify(f"{text}\nF7 shows every term.", title="Memory", timeout=12, markup=False)
 
     @on(StartupScreen.Failed)
     async def _failed(self, event: StartupScreen.Failed) -> None:
@@ -212,7 +259,7 @@ class ShardwiseApp(App[None]):
         if event.action == "retry":
             self._enter()
         elif event.action == "choose":
-            self._wanted_model = None
+            self._wanted_model, self._wanted_options = None, None
             await self._show(StartScreen(self._dependencies, self.preferences.model))
         else:
             await self.action_quit()
@@ -328,6 +375,8 @@ class ShardwiseApp(App[None]):
         yield from super().get_system_commands(screen)
         yield SystemCommand("Log", "Follow the server's log", self.action_logs)
         if isinstance(screen, ChatScreen):
+            yield SystemCommand("What fits", "Plan models, machines and settings", screen.action_plan)
+            yield SystemCommand("Memory", "Predicted and measured memory by term", screen.action_show_memory)
             yield SystemCommand("Cache", "Where cached pages lie", screen.action_show_cache)
             yield SystemCommand("New chat", "Start a new chat", screen.action_new_chat)
             yield SystemCommand("Chats", "All chats, with search", screen.action_toggle_chats)

@@ -9,6 +9,11 @@ from pathlib import Path
 from app import background, history
 from app.background import ServerRecord, StartedServer
 from app.tui import preferences
+from app.tui.fit.offers import ModelOffer
+from backend.hardware.cluster import Cluster
+from backend.planner.fit.ask import FitAsk
+from backend.planner.fit.known_model import KnownModel
+from backend.planner.fit.report import FitReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,25 @@ Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
+class WizardOutside:
+    """What the wizard asks for; all of it may block (called in threads) and may raise ShardwiseError.
+
+    Attributes:
+        hardware: this machine as read now ("local"), or one elsewhere by its words.
+        offers: the models to search among, those on this machine first.
+        sketch: what the catalogue knows of a model, at once; None where it does not have it.
+        known: all that is known of a model by its name; may ask the hub.
+        fit: all plans for a model on machines, best first.
+    """
+
+    hardware: Callable[[str], Cluster]
+    offers: Callable[[], tuple[ModelOffer, ...]]
+    sketch: Callable[[str], KnownModel | None]
+    known: Callable[[str], KnownModel]
+    fit: Callable[[KnownModel, Cluster, FitAsk], FitReport]
+
+
+@dataclass(frozen=True, slots=True)
 class Dependencies:
     """The outside.
 
@@ -34,8 +58,9 @@ class Dependencies:
         choices: the models to offer, best first; may block (called in a thread).
         fetch: makes a model wholly local, reporting (bytes done, bytes in total); may block (in a thread).
         find: a running server; one that serves the named model, where one is named.
-        start: starts a server for a model in the background.
+        start: starts a server for a model in the background, with these options of `serve`.
         exports: the folder that exported chats go to.
+        wizard: what the model-fit wizard asks for.
     """
 
     history: Path | None
@@ -43,13 +68,14 @@ class Dependencies:
     choices: Callable[[], tuple[ModelChoice, ...]]
     fetch: Callable[[str, Report], None]
     find: Callable[[str | None], Awaitable[ServerRecord | None]]
-    start: Callable[[str], StartedServer]
+    start: Callable[[str, tuple[str, ...]], StartedServer]
     exports: Path
+    wizard: WizardOutside
 
 
 def of_this_machine(key: str | None = None) -> Dependencies:
     """The real ones."""
-    from app.tui import library
+    from app.tui import library, wizard_library
 
     return Dependencies(
         history=history.default_path(),
@@ -59,4 +85,5 @@ def of_this_machine(key: str | None = None) -> Dependencies:
         find=lambda model: background.find_server(model, key),
         start=background.start_server,
         exports=Path.cwd(),
+        wizard=wizard_library.outside(),
     )

@@ -15,6 +15,7 @@ from backend.library.config_facts import facts_of_config
 from backend.library.derive import derive
 from backend.library.file_facts import of_files, of_gguf
 from backend.library.gguf_header import read_gguf_header
+from backend.library.hub import cached_config, installed_snapshot
 from backend.library.model_table import find_in_catalogue, known_from_catalogue, nearest_names
 from backend.library.names import FolderName, GgufName, HubName, ModelName, StarterName, parse
 from backend.library.remote_facts import kept_facts, remote_facts
@@ -83,13 +84,13 @@ def _on_hub(name: str, hub_name: HubName, offline: bool) -> KnownModel:
         try:
             return replace(remote_facts(hub_name), name=name)
         except (DownloadError, ModelAccessError) as error:
-            known = kept_facts(hub_name) or _from_catalogue(name, error)
+            known = kept_facts(hub_name) or _from_catalogue(name, error) or _cached(name, hub_name)
             if known is None:
                 raise
             return replace(known, name=name)
         except ModelNotFoundError as error:
             raise _with_nearest(error, name) from None
-    known = known_from_catalogue(name) or kept_facts(hub_name)
+    known = known_from_catalogue(name) or kept_facts(hub_name) or _cached(name, hub_name)
     if known is None:
         raise _with_nearest(
             ModelNotFoundError(
@@ -109,10 +110,14 @@ def _from_catalogue(name: str, error: ShardwiseError) -> KnownModel | None:
     return replace(known, source=f"{known.source}; {error.what} {error.hint}".strip())
 
 
-def _installed(name: str, hub_name: HubName) -> KnownModel | None:
-    """Facts of a repository that is in the Hugging Face cache, or whose config is."""
-    from backend.library.hub import installed_snapshot
+def _cached(name: str, hub_name: HubName) -> KnownModel | None:
+    """Facts of a repository of which the Hugging Face cache has the config."""
+    path = cached_config(hub_name) if hub_name.file is None else None
+    return None if path is None else _of_config_file(name, path)
 
+
+def _installed(name: str, hub_name: HubName) -> KnownModel | None:
+    """Facts of a repository that is in the Hugging Face cache."""
     try:
         place = installed_snapshot(hub_name)
     except ShardwiseError:

@@ -188,7 +188,7 @@ def _rank(wishes: Wishes, team: Team, own: ModelFacts, number: int) -> RankDraft
             memory.activation_bytes(own, wishes.dtype, tokens, sequences, cuda, samples=number == 0)
             + memory.product_bytes(wishes.facts, wishes.dtype, wishes.weight_format, cuda),
         ),
-        ("libraries", memory.LIBRARIES_CUDA if cuda else memory.LIBRARIES_CPU),
+        ("libraries", memory.libraries_bytes(wishes.weight_format, cuda)),
     )
     if several:
         held = memory.communication_bytes(own.hidden, wishes.dtype, tokens, cuda, team.switched)

@@ -192,7 +192,7 @@ def _least(one: Draft) -> int:
 def _short(one: Draft, machine: Machine) -> int:
     """Bytes that host memory is short of; 0 where it holds the layers. While loading, a layer is there twice."""
     hosted, ranks = _hosted(one), len(one.ranks)
-    room = tiers.host_room(machine.memory.available, ranks * memory.LIBRARIES_CPU)
+    room = tiers.host_room(machine.memory.available, ranks * memory.LIBRARIES_BESIDE_GPU)
     largest = hosted.host_bytes // len(hosted.layers) + 1
     return max(0, hosted.host_bytes + largest - room)
 
@@ -203,7 +203,7 @@ def _check_host(one: Draft, machine: Machine) -> None:
     raise OutOfMemoryError(
         f"The layers do not fit main memory: they need {human_bytes(one.hosted.host_bytes)} there.",
         f"{human_bytes(machine.memory.available)} are free, of which a tenth stays free, and "
-        f"{human_bytes(len(one.ranks) * memory.LIBRARIES_CPU)} are the libraries'.",
+        f"{human_bytes(len(one.ranks) * memory.LIBRARIES_BESIDE_GPU)} are the libraries'.",
         f"Two ways out: {'' if one.wishes.weight_format == 'nf4' else '--weights nf4 or '}a smaller model, or free "
         "memory there.",
     )

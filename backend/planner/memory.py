@@ -13,9 +13,16 @@ from quant.weight_sizes import Storage, stored_bytes
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 _MIB = 1 << 20
-# What an engine process holds before it has a weight: interpreter, torch, transformers, numba and their
-# caches.
-LIBRARIES_CPU = 700 * _MIB
+# What a process that computes on a processor holds beside weights, pages and a step's tensors: interpreter, torch,
+# transformers, numba and the kernels it has compiled. Measured by `python -m tests.fit.measured --base` with torch 2.13
+# and Python 3.11: 551 to 560 MiB, of which 240 are the libraries' files, in the engine's process and in a rank's of its
+# own alike, with 1 to 64 threads, in bfloat16 and float32, with AVX-512 and AVX2. A machine's first start compiles some
+# kernels, which keeps 10 to 40 more.
+LIBRARIES_CPU = 556 * _MIB
+# What the library that multiplies int8 and nf4 weights brings along, measured so.
+_BITS_AND_BYTES_CPU = 39 * _MIB
+# What a process that computes on a GPU holds of main memory: assumed.
+LIBRARIES_BESIDE_GPU = 700 * _MIB
 # On the device: the CUDA context, the libraries' workspaces, and what torch's allocator keeps between
 # tensors.
 LIBRARIES_CUDA = 900 * _MIB
@@ -26,6 +33,13 @@ _COMMUNICATION_SWITCH, _COMMUNICATION = 1850 * _MIB, 400 * _MIB
 _COMMUNICATION_CPU = 16 * _MIB
 # The sampler's temporaries: bytes per logit of a block of rows, and the most logits in a block on a GPU.
 _SAMPLER_BYTES, _SAMPLER_LOGITS = 24, 1 << 24
+
+
+def libraries_bytes(weight_format: str, cuda: bool) -> int:
+    """What the libraries hold of a rank's device."""
+    if cuda:
+        return LIBRARIES_CUDA
+    return LIBRARIES_CPU + (_BITS_AND_BYTES_CPU if weight_format in ("int8", "nf4") else 0)
 
 
 def weights_bytes(facts: ModelFacts, dtype: str, weight_format: str = "model", cuda: bool = False) -> int:

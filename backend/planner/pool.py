@@ -35,7 +35,8 @@ def check_fixed(draft: Draft, free_main: int) -> None:
     if draft.wishes.settings.host_cache:
         ranks = len(draft.ranks)
         layers = draft.hosted.host_bytes if draft.hosted else 0
-        taken = ranks * memory.LIBRARIES_CPU + layers if draft.cuda else sum(rank.spent for rank in draft.ranks) - host
+        beside = ranks * memory.LIBRARIES_BESIDE_GPU + layers
+        taken = beside if draft.cuda else sum(rank.spent for rank in draft.ranks) - host
         tiers.check_host_memory(draft.wishes.settings.host_cache, free_main, taken)
 
 
@@ -54,7 +55,8 @@ def _smaller(draft: Draft) -> str:
     for name in AUTO[1:]:
         whole = memory.weights_bytes(wishes.facts, wishes.dtype, name, draft.cuda)
         held = whole * rank.facts.parameters // wishes.facts.parameters
-        freed = dict(rank.terms)["weights"] - held
+        more = memory.libraries_bytes(name, draft.cuda) - dict(rank.terms)["libraries"]
+        freed = dict(rank.terms)["weights"] - held - more
         if freed > 0 and _whole(draft, rank.spent - freed) < rank.target.usable:
             return f"--weights {name} ({human_bytes(_whole(draft, held))})"
     return "a smaller or more strongly quantized model"
@@ -98,6 +100,8 @@ def choose_context(draft: Draft, pages: int) -> tuple[int, str]:
         )
     if settings.max_context is not None:
         return settings.max_context, f"The context is {settings.max_context}, as --max-context asks."
+    if holds == most and draft.wishes.facts.positions_reason:
+        return holds, f"The context is {holds}."
     if holds == most:
         return holds, f"The context is the model's own, {holds}."
     return holds, f"The context is {holds} of the model's {most}: the pool holds no more."

@@ -5,12 +5,12 @@ When they are copied is `layer_stream`'s.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from backend.hardware.process_memory import return_freed_memory
 from backend.surgery.store import stored_tensors
 from kvcache.tiers.host import HostMemory
 
@@ -53,14 +53,8 @@ class HostedLayer:
             _view(memory.tensor, start, tensor).copy_(tensor)
             tensor.data = _view(buffer, start, tensor)
         self.memory = memory
-        _return_freed_memory()
-
-
-def _return_freed_memory() -> None:
-    """Gives the system back what the weights lay in: glibc would keep it, and a model lie in memory twice."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+        # The weights would lie in memory twice.
+        return_freed_memory()
 
 
 def _view(memory: Tensor, start: int, like: Tensor) -> Tensor:

@@ -101,7 +101,8 @@ def stream_layers(model: ServedModel, lane: WeightLane | None = None) -> ServedM
     stream = LayerStream(layers, model.device, lane or weight_lane_of(model.device))
     for number, layer in enumerate(layers):
         add_hook_to_module(layer, _Turn(stream, number))
-    return replace(model, weights_bytes=held_bytes(model.module) - stream.host_bytes + stream.device_bytes)
+    weights = held_bytes(model.module) - stream.host_bytes + stream.device_bytes
+    return replace(model, weights_bytes=weights, stream_bytes=stream.device_bytes)
 
 
 def _give_back(lane: WeightLane, memories: Sequence[HostMemory]) -> None:

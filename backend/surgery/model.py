@@ -28,6 +28,7 @@ class ServedModel:
         scaled_past: the length past which a token's key depends on max(prompt, position + 1) (dynamic NTK), so that
             longer prompts have keys of their own; None where keys depend on tokens and positions alone.
         lengths: where modules look for the pass's positions and rope lengths.
+        stream_bytes: what of `weights_bytes` are buffers, through which the hosted layers come.
         hosted: paths of the layers whose weights lie in host memory, in the order of their turns.
         ranks: the group that a divided model computes with; None for a whole one.
     """
@@ -42,6 +43,7 @@ class ServedModel:
     lengths: RopeLengths
     ranks: QuietGroup | None = None
     hosted: tuple[str, ...] = ()
+    stream_bytes: int = 0
 
     def alone(self) -> AbstractContextManager[None]:
         """Inside, the other ranks of a divided model are not asked: for probes that each rank makes by itself."""

@@ -12,6 +12,8 @@ from torch import Tensor
 from backend.batch import Batch, Sampled
 from backend.compose_engine import PROCESSOR_WARM_UP, load_served
 from backend.library.files import ModelFiles
+from backend.measured_rank import MeasuredRank
+from backend.memory_meter import held_on
 from backend.parallel.group import Group
 from backend.planner.model_facts import ModelFacts
 from backend.planner.plan import Plan
@@ -67,12 +69,16 @@ class ModelRank:
     def load(self, order: Load, on_progress: OnProgress) -> Loaded:
         plan, settings = order.plan, order.settings
         device = _take_device(plan, order.rank)
+        communication = None
         if len(plan.ranks) > 1:
+            _load_libraries(device)
+            before = held_on(device)
             self._group = CountedGroup(_open_group(order, device))
+            communication = max(0, held_on(device) - before)
         model, team = load_served(settings, plan, on_progress, order.rank, self._group)
         whole = build_layout(order.layers, model.dtype.itemsize, PAGE_TOKENS, parse_kv_formats(plan.kv_format))
         layout = rank_layout(whole, model.facts.layers)
-        runner = self._runner = Runner(model, layout, plan.pages, team, samples=order.rank == 0)
+        runner = self._runner = Runner(model, layout, plan.pages, team, rank=order.rank, communication=communication)
         self.groups = len(layout.groups)
         runner.attach_tiers(HostTier(plan.host_pages, layout.page_bytes, device) if plan.host_pages else None, None)
         self._warm_up_tokens = PROCESSOR_WARM_UP if device.type == "cpu" else plan.step_tokens
@@ -90,6 +96,9 @@ class ModelRank:
         # A full collection over all that loading left behind would stop a request for a third of a second.
         gc.collect()
         gc.freeze()
+
+    def measure(self) -> MeasuredRank:
+        return self._loaded.measure()[0]
 
     def execute(self, batch: Batch) -> list[Sampled | None]:
         return self._loaded.execute(batch)
@@ -118,6 +127,17 @@ def _take_device(plan: Plan, rank: int) -> torch.device:
     if own.numa_node is not None:
         stay_near(own.numa_node)
     return device
+
+
+def _load_libraries(device: torch.device) -> None:
+    """What the group and the model's kernels both load, so that it does not count as what the group takes."""
+    from backend.parallel import open_group as _group
+
+    if device.type == "cpu":
+        from backend.surgery import processor_kernels as _kernels
+
+        del _kernels
+    del _group
 
 
 def _open_group(order: Load, device: torch.device) -> Group:

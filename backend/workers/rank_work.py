@@ -7,6 +7,7 @@ from typing import Protocol
 
 from backend.batch import Batch, Sampled
 from backend.library.files import ModelFiles
+from backend.measured_rank import MeasuredRank
 from backend.planner.model_facts import ModelFacts
 from backend.workers.worker_messages import Load, Loaded
 from kvcache.transfer import TransferDone
@@ -30,6 +31,10 @@ class RankWork(Protocol):
 
     def warm_up(self, on_progress: OnProgress) -> None:
         """Computes something, together with the others, all of which have loaded."""
+        ...
+
+    def measure(self) -> MeasuredRank:
+        """This rank's memory at this moment, after the warm-up."""
         ...
 
     @property

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from backend.batch import Batch, Sampled
+from backend.measured_rank import MeasuredRank
 from backend.workers.step_codec import StepEncoder
 from backend.workers.transfer_tally import TransferTally
-from backend.workers.worker_messages import Poll, StepFailed, unpack_results
+from backend.workers.worker_messages import Measure, Measured, Poll, StepFailed, unpack_results
 from backend.workers.workers import StepAnswer, Workers
 from kvcache.transfer import TransferDone
 
@@ -56,6 +57,11 @@ class RankedExecutor:
     def _take_in(self, answers: Sequence[StepAnswer]) -> None:
         for answer in answers:
             self._tally.report(answer.over)
+
+    def measure(self) -> tuple[MeasuredRank, ...]:
+        """See Executor."""
+        answers = self._workers.prepare([Measure()] * len(self._workers), Measured, lambda rank, loading: None)
+        return tuple(answer.rank for answer in answers)
 
     def close(self) -> None:
         self._workers.close()

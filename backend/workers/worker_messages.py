@@ -11,6 +11,7 @@ from msgspec import Struct
 from backend.batch import Sampled
 from backend.engine_settings import EngineSettings
 from backend.library.files import ModelFiles
+from backend.measured_rank import MeasuredRank
 from backend.planner.model_facts import ModelFacts
 from backend.planner.plan import Plan
 from backend.request import Sampling
@@ -52,6 +53,10 @@ class WarmUp(Message, frozen=True):
 
     Apart from Load, because in a collective a rank waits for the others only so long, and one may read slowly.
     """
+
+
+class Measure(Message, frozen=True):
+    """To a worker, between steps: what is your memory now? Answered by Measured."""
 
 
 class SpanChange(Struct, frozen=True, array_like=True):
@@ -136,6 +141,12 @@ class Warm(Message, frozen=True):
     """From a worker: it is ready to step."""
 
 
+class Measured(Message, frozen=True):
+    """From a worker: its memory by the Plan's terms."""
+
+    rank: MeasuredRank
+
+
 class Refused(Message, frozen=True):
     """From a worker: the start ended in a ShardwiseError, of which these are the parts."""
 
@@ -178,8 +189,8 @@ class Pulse(Message, frozen=True):
     step_seconds: float
 
 
-ToWorker = Describe | Load | WarmUp | Step | Poll
-FromWorker = Loading | Described | Loaded | Warm | Refused | StepDone | StepFailed
+ToWorker = Describe | Load | WarmUp | Measure | Step | Poll
+FromWorker = Loading | Described | Loaded | Warm | Measured | Refused | StepDone | StepFailed
 FromHeart = Pulse | Broken
 
 encoder = msgspec.msgpack.Encoder()

@@ -32,6 +32,8 @@ from backend.workers.worker_messages import (
     FromWorker,
     Load,
     Loading,
+    Measure,
+    Measured,
     Poll,
     Pulse,
     Refused,
@@ -110,8 +112,17 @@ class Worker:
                 return self._step(message)
             case Poll(patience=patience):
                 return StepDone([], self._rank.collectives, tuple(self._rank.transfers_done(patience)))
+            case Measure():
+                return self._measure()
             case Describe() | Load() | WarmUp():
                 return self._prepare(message)
+
+    def _measure(self) -> FromWorker:
+        self._heart.step_begins()
+        try:
+            return Measured(self._rank.measure())
+        finally:
+            self._heart.step_ends()
 
     def _prepare(self, message: Describe | Load | WarmUp) -> FromWorker:
         try:

@@ -22,6 +22,11 @@ class HostTier:
     def bytes(self) -> int:
         return self.slots * self.page_bytes
 
+    @property
+    def all(self) -> Tensor:
+        """All bytes of all slots: [bytes] uint8."""
+        return self._memory.tensor
+
     def page(self, index: int) -> Tensor:
         """All bytes of one slot: [page_bytes] uint8, a view."""
         return self._memory.tensor[index * self.page_bytes : (index + 1) * self.page_bytes]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from msgspec import to_builtins
+from msgspec.structs import replace
 
 from app.client import (
     AnswerClock,
@@ -16,7 +18,10 @@ from app.client import (
     ServerUnreachableError,
     ShardwiseClient,
 )
+from backend.measured_rank import MeasuredRank
+from backend.planner.plan import MemoryTerm
 from tests.fakes.fake_server import FakeServer, serving
+from tests.fakes.plans import plan
 
 HELLO = (ChatMessage("user", "hello"),)
 
@@ -134,3 +139,22 @@ async def test_nobody_answering_is_explained() -> None:
 
 def test_the_clock_without_a_piece_knows_nothing() -> None:
     assert AnswerClock().statistics().time_to_first_token is None
+
+
+async def test_plans_come_clean_and_a_starting_engine_says_so(fake: FakeServer) -> None:
+    client = ShardwiseClient(fake.url)
+    with pytest.raises(ServerAnswerError, match="The engine is starting"):
+        await client.plan()
+    made = plan(reasons=("because\x1b[31m of this",))
+    rank = MeasuredRank(0, "cpu", (MemoryTerm("weights", 5),), 6)
+    fake.plan = {"model": "fake", "plan": to_builtins(made), "measured": [to_builtins(rank)]}
+    (engine,) = await client.plan()
+    assert engine.measured == (rank,)
+    assert engine.plan == replace(made, reasons=("because of this",))
+    fake.plan = {"model": "fake", "plan": {"pages": "many"}, "measured": []}
+    with pytest.raises(ServerAnswerError, match="not a plan"):
+        await client.plan()
+    fake.key = "secret"
+    with pytest.raises(ServerAnswerError, match="API key"):
+        await client.plan()
+    await client.aclose()

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from backend.compose_engine import ComposedEngine, compose_engine
+from backend.compose_engine import ComposedEngine, compose_engine, plan_engine
 from backend.compose_ranks import UNMEASURED, compose_ranks, ranks_to_expect
 from backend.engine_settings import EngineSettings
 from backend.errors import SettingError
@@ -53,15 +53,38 @@ def answers(composed: ComposedEngine, turn: str = "a") -> list[list[int]]:
     return [found[f"{turn}{number}"] for number in range(len(PROMPTS))]
 
 
+def check_measured(composed: ComposedEngine) -> None:
+    """Each rank's memory has the Plan's terms in the Plan's order, exact where they are known, and they add up."""
+    measured = composed.engine.measure()
+    assert [one.rank for one in measured] == list(range(len(composed.plan.ranks)))
+    for rank, one, weights in zip(composed.plan.ranks, measured, composed.weights_bytes, strict=True):
+        found = {term.name: term.bytes for term in one.terms}
+        assert list(found) == [term.name for term in rank.memory]
+        assert found["weights"] == weights
+        assert found["kv"] == composed.plan.pages * rank.page_bytes
+        assert found.get("host cache", 0) == composed.plan.host_pages * rank.page_bytes
+        assert found["activations"] >= 0
+        assert found["libraries"] > 50 << 20
+        assert 0 <= one.untouched <= found["kv"] + found.get("host cache", 0)
+        # What the terms name is there, but for what a step had and gave back.
+        resting = one.total - one.untouched - found["activations"]
+        assert resting <= one.resident + (1 << 20) <= one.total - one.untouched + (2 << 20)
+        assert one.proportional is not None
+        assert one.proportional <= one.resident
+
+
 def close(composed: ComposedEngine) -> None:
     composed.engine._executor.close()
     assert not any(map(psutil.pid_exists, set(composed.rank_pids) - {os.getpid()}))
 
 
 def test_two_ranks_answer_as_one_does_also_when_pages_go_to_the_host_and_back(files: ModelFiles, home: Path) -> None:
-    alone = compose_engine(settings(files), quiet)
+    alone = compose_engine(settings(files, kv_pool=1 << 20), quiet)
     assert alone.rank_pids == (os.getpid(),)
+    assert alone.plan == plan_engine(settings(files, kv_pool=1 << 20))
+    check_measured(alone)
     wanted = answers(alone)
+    check_measured(alone)
     close(alone)
     stages: list[tuple[str, int, int]] = []
     small = settings(files, tensor_parallel=2, kv_pool=12 * alone.plan.page_bytes, host_cache=1 << 20, kv_format="auto")
@@ -71,8 +94,10 @@ def test_two_ranks_answer_as_one_does_also_when_pages_go_to_the_host_and_back(fi
         assert len(ranked.weights_bytes) == 2
         assert max(ranked.weights_bytes) < alone.weights_bytes[0]
         assert list(dict.fromkeys(stage for stage, _, _ in stages)) == ["read", "load", "pack", "warm up"]
+        check_measured(ranked)
         assert answers(ranked) == wanted
         assert answers(ranked, "again") == wanted
+        check_measured(ranked)
         cache = ranked.engine.statistics().cache
         assert cache.offloaded_pages > 0
         assert cache.host_fetched_pages > 0

@@ -12,18 +12,24 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import psutil
 import pytest
+import structlog
+from msgspec.structs import replace
 
 from backend.engine_settings import EngineSettings
 from backend.errors import EngineUnavailableError
 from backend.events import End, EngineStatistics, Start, Token
+from backend.lasting_statistics import CACHE_COUNTERS
 from backend.library.files import ModelFiles
-from backend.messages import StepOutput
+from backend.measured_rank import MeasuredRank
+from backend.messages import Ready, StepOutput
+from backend.planner.plan import MemoryTerm, Rank
 from backend.request import Request, Sampling
 from backend.revival import RevivalPolicy
-from backend.supervisor import CACHE_COUNTERS, EngineSupervisor
+from backend.supervisor import EngineSupervisor
 from kvcache.statistics import CacheMap, CacheStatistics
 from tests.fakes.engine_main import PAGES
 from tests.fakes.engine_options import EngineOptions, expected_answer
+from tests.fakes.plans import plan
 
 SETTINGS = EngineSettings(files=ModelFiles(name="test", format="gguf", weights=("/w",), folder="/w", bytes=1))
 PROMPT = (1, 2, 3)
@@ -292,3 +298,53 @@ async def test_a_frozen_engine_takes_its_ranks_along() -> None:
 
 def _runs(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+async def test_memory_is_measured_at_the_start_and_whenever_asked(ranks: int) -> None:
+    async with supervised(EngineOptions(ranks=ranks)) as supervisor:
+        first = await supervisor.measure()
+        assert [one.rank for one in first] == list(range(max(1, ranks)))
+        assert [one.terms[0].bytes for one in first] == [1234 + rank for rank in range(max(1, ranks))]
+        check_answer(await collect(supervisor, request()), PROMPT, 60)
+        together = await asyncio.gather(supervisor.measure(), supervisor.measure())
+        assert together[0] == together[1]
+        if not ranks:
+            # The fake holds more with each step.
+            assert together[0][0].resident > first[0].resident
+
+
+async def test_an_engine_in_a_long_step_tells_its_memory_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backend.supervisor.MEASURE_SECONDS", 0.2)
+    async with supervised(EngineOptions(step_seconds=1.0)) as supervisor:
+        first = await supervisor.measure()
+        running = asyncio.create_task(collect(supervisor, request(tokens=1)))
+        await asyncio.sleep(0.3)
+        assert await supervisor.measure() == first
+        await running
+        assert (await supervisor.measure())[0].resident > first[0].resident
+
+
+async def test_who_waits_for_a_measurement_is_not_left_waiting_by_a_death() -> None:
+    async with supervised(EngineOptions(step_seconds=1.0)) as supervisor:
+        running = asyncio.create_task(collect(supervisor, request(tokens=1)))
+        await asyncio.sleep(0.3)
+        waiting = asyncio.create_task(supervisor.measure())
+        await asyncio.sleep(0.05)
+        kill(supervisor)
+        assert await waiting == ()
+        await running
+        assert len(await supervisor.measure()) == 1
+
+
+async def test_memory_that_differs_from_the_plan_is_logged_once_it_is_known() -> None:
+    planned = plan(ranks=(Rank(0, "cpu", (MemoryTerm("weights", 1 << 30),)),))
+    ready = Ready(planned, 64, 97, (1,), (1,), ("cpu",))
+    for size, said in ((2 << 30, 1), (1 << 30, 0)):
+        supervisor = EngineSupervisor(SETTINGS)
+        measured = (MeasuredRank(0, "cpu", (MemoryTerm("weights", size),), size),)
+        with structlog.testing.capture_logs() as logs:
+            supervisor._receive(replace(ready, measured=measured))
+        found = [entry["difference"] for entry in logs if entry["event"] == "memory differs from the plan"]
+        assert len(found) == said
+        assert all("2048 MiB measured, 1024 MiB planned" in line for line in found)

@@ -56,6 +56,18 @@ def test_every_rank_lives_and_holds_about_its_share(server: RunningServer) -> No
         assert rank["weights_bytes"] == pytest.approx(total / len(ranks), rel=0.1)
 
 
+def test_every_rank_tells_its_memory(server: RunningServer) -> None:
+    (engine,) = httpx.get(f"{server.url}/plan", timeout=30).json()["engines"]
+    ranks = server.ranks()
+    assert [one["rank"] for one in engine["measured"]] == [rank["rank"] for rank in ranks]
+    for rank, planned, measured in zip(ranks, engine["plan"]["ranks"], engine["measured"], strict=True):
+        found = {term["name"]: term["bytes"] for term in measured["terms"]}
+        assert list(found) == [term["name"] for term in planned["memory"]]
+        assert found["weights"] == rank["weights_bytes"]
+        assert found["kv"] == engine["plan"]["pages"] * planned["page_bytes"]
+        assert measured["resident"] == pytest.approx(psutil.Process(rank["pid"]).memory_info().rss, rel=0.02)
+
+
 def test_ranks_listen_on_loopback_only(server: RunningServer) -> None:
     """Rendezvous and collectives open no port that another machine could reach."""
     tree = [psutil.Process(server.process.pid), *server.children()]

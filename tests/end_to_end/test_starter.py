@@ -15,6 +15,7 @@ import psutil
 import pytest
 from transformers import AutoTokenizer
 
+from app.client import ShardwiseClient
 from backend.library.files import ModelFiles
 from tests.end_to_end.answers import ANSWER_TOKENS, Expected, client_of, streamed
 from tests.end_to_end.prompts import PROMPTS
@@ -106,6 +107,25 @@ def test_a_long_prompt_leaves_no_page_behind(server: RunningServer) -> None:
     assert answer.status_code == 200
     assert answer.json()["usage"]["prompt_tokens"] > 1024
     assert _pages_used(server) == 0
+
+
+async def test_the_plan_stands_beside_what_the_engine_takes(server: RunningServer) -> None:
+    client = ShardwiseClient(server.url)
+    (engine,) = await client.plan()
+    await client.aclose()
+    (planned,), (measured,) = engine.plan.ranks, engine.measured
+    assert [term.name for term in measured.terms] == [term.name for term in planned.memory]
+    expected = {term.name: term.bytes for term in planned.memory}
+    found = {term.name: term.bytes for term in measured.terms}
+    assert found["weights"] == pytest.approx(expected["weights"], rel=0.005)
+    assert found["kv"] == expected["kv"]
+    # The requests of these tests were steps of fewer tokens and sequences than a step may have.
+    assert found["activations"] < 1.5 * expected["activations"]
+    # The kernels may have been compiled in this very process, whose compiler then keeps memory.
+    assert found["libraries"] == pytest.approx(expected["libraries"], rel=0.3)
+    held = psutil.Process(server.engine_pid()).memory_info().rss
+    assert measured.resident == pytest.approx(held, rel=0.02)
+    assert held < 1.2 * sum(expected.values())
 
 
 async def test_killing_the_engine_in_mid_stream_loses_nothing(server: RunningServer) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from backend.engine_client import EngineState, EngineStatus, RankStatus, StageTime
 from backend.errors import EngineUnavailableError
 from backend.events import End, EngineStatistics, Start, Token
+from backend.measured_rank import MeasuredRank
 from backend.planner.plan import Plan
 from backend.request import Request
 from kvcache.statistics import CacheMap, CacheStatistics
@@ -35,6 +36,7 @@ class FakeEngine:
     end: End | None = None
     error: str = ""
     plan: Plan | None = None
+    measured: tuple[MeasuredRank, ...] = ()
     requests: list[Request] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
@@ -58,6 +60,9 @@ class FakeEngine:
 
     def cache_map(self) -> CacheMap | None:
         return self.map
+
+    async def measure(self) -> tuple[MeasuredRank, ...]:
+        return self.measured
 
     async def wait_ready(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 (the contract's)
         return self.state == "ready"

@@ -17,7 +17,8 @@ from backend.engine_process import Composed, OnProgress, main
 from backend.engine_settings import EngineSettings
 from backend.errors import BrokenModelError
 from backend.executor import Executor
-from backend.planner.plan import Plan
+from backend.measured_rank import MeasuredRank
+from backend.planner.plan import MemoryTerm, Plan
 from backend.scheduler import Scheduler
 from backend.workers.meeting import Meeting
 from backend.workers.ranked_executor import RankedExecutor
@@ -40,16 +41,22 @@ class HashingExecutor:
 
     def __init__(self, options: EngineOptions, page_tokens: int) -> None:
         self._options = options
+        self._steps = 0
         self._rank = HashingRank(page_tokens)
 
     def execute(self, batch: Batch) -> list[Sampled | None]:
         time.sleep(self._options.step_seconds)
+        self._steps += 1
         if any(self._options.poison in part.tokens for part in batch.slices):
             os.kill(os.getpid(), signal.SIGKILL)
         return self._rank.execute(batch)
 
     def transfers_done(self, patience: float = 0.0) -> list[TransferDone]:
         return []
+
+    def measure(self) -> tuple[MeasuredRank, ...]:
+        """As much more each time as steps were computed."""
+        return (MeasuredRank(0, "cpu", (MemoryTerm("weights", 1234),), 5000 + self._steps),)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from backend.batch import Batch, Sampled, Slice
 from backend.ending import answer_end
+from backend.measured_rank import MeasuredRank
 from backend.request import Request
 from kvcache.layout import CacheLayout, oldest_seen
 from kvcache.transfer import TransferDone
@@ -149,6 +150,9 @@ class PagedExecutor:
     def transfers_done(self, patience: float = 0.0) -> list[TransferDone]:
         self.patience += patience
         return [] if self._tiers is None else self._tiers.done(self._pool, patience)
+
+    def measure(self) -> tuple[MeasuredRank, ...]:
+        return ()
 
     def close(self) -> None:
         self._pool.clear()

@@ -37,6 +37,7 @@ class FakeServer:
     hold_after: int | None = None
     url: str = ""
     cache: dict | None = None
+    plan: dict | None = None
 
     def application(self) -> Starlette:
         return Starlette(
@@ -44,6 +45,7 @@ class FakeServer:
                 Route("/health", self._health),
                 Route("/v1/models", self._models),
                 Route("/cache", self._cache),
+                Route("/plan", self._plan),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
             ]
         )
@@ -67,6 +69,11 @@ class FakeServer:
         if self.cache is None:
             return JSONResponse({"error": {"message": "no such route"}}, 404)
         return self._denied(request) or JSONResponse({"engines": [self.cache]})
+
+    async def _plan(self, request: Request) -> Response:
+        if self.plan is None:
+            return JSONResponse({"error": {"message": "The engine is starting"}}, 503)
+        return self._denied(request) or JSONResponse({"engines": [self.plan]})
 
     async def _chat(self, request: Request) -> Response:
         if denied := self._denied(request):

@@ -14,7 +14,9 @@ from backend.batch import Batch, Sampled
 from backend.errors import BrokenModelError
 from backend.executor import DeviceLostError
 from backend.library.files import ModelFiles
+from backend.measured_rank import MeasuredRank
 from backend.planner.model_facts import ModelFacts
+from backend.planner.plan import MemoryTerm
 from backend.workers.rank_work import OnProgress
 from backend.workers.worker_messages import Load, Loaded
 from backend.workers.worker_process import main
@@ -54,6 +56,9 @@ class FakeRank:
 
     def warm_up(self, on_progress: OnProgress) -> None:
         on_progress("warm up", 0, 0)
+
+    def measure(self) -> MeasuredRank:
+        return MeasuredRank(self._rank, "cpu", (MemoryTerm("weights", 1234 + self._rank),), 5000 + self._rank)
 
     def execute(self, batch: Batch) -> list[Sampled | None]:
         self._over = [TransferDone(one.number, self._rank == 0, 10, 0.1 + self._rank) for one in batch.transfers]

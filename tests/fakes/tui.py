@@ -14,6 +14,13 @@ from app.tui.dependencies import Dependencies, ModelChoice
 from app.tui.screens.chat import ChatScreen
 from app.tui.widgets.prompt_input import PromptInput
 from backend.errors import ShardwiseError
+from tests.fakes.wizard import WizardWorld
+
+
+CHOICES = (
+    ModelChoice("starter", 93_000_000, False, "small, Apache-2.0"),
+    ModelChoice("org/other", 1_400_000_000, True),
+)
 
 
 @dataclass
@@ -24,21 +31,21 @@ class Outside:
     running: ServerRecord | None = None
     start_error: ShardwiseError | None = None
     started_url: str = ""
+    choices: tuple[ModelChoice, ...] = CHOICES
     progress: tuple[tuple[int, int], ...] = ((40_000_000, 93_000_000), (93_000_000, 93_000_000))
     asked: list[str] = field(default_factory=list)
+    wizard: WizardWorld = field(default_factory=WizardWorld)
 
     def dependencies(self) -> Dependencies:
         return Dependencies(
             history=self.folder / "chats.sqlite3",
             preferences=self.folder / "tui.json",
-            choices=lambda: (
-                ModelChoice("starter", 93_000_000, False, "small, Apache-2.0"),
-                ModelChoice("org/other", 1_400_000_000, True),
-            ),
+            choices=lambda: self.choices,
             fetch=self._fetch,
             find=self._find,
             start=self._start,
             exports=self.folder,
+            wizard=self.wizard.outside(),
         )
 
     def _fetch(self, model: str, report: Callable[[int, int], None]) -> None:
@@ -51,8 +58,8 @@ class Outside:
             return None
         return self.running
 
-    def _start(self, model: str) -> StartedServer:
-        self.asked.append(f"start {model}")
+    def _start(self, model: str, options: tuple[str, ...]) -> StartedServer:
+        self.asked.append(" ".join(("start", model, *options)))
         if self.start_error is not None:
             raise self.start_error
         return StartedServer(_Alive(), self.started_url, model, self.folder / "log")  # type: ignore[arg-type]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from msgspec import json
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from app.rest.auth import on_loopback
 from app.rest.context import RestContext
 from backend.engine_client import EngineStatus
 from backend.exit_status import without_pids
@@ -23,7 +23,7 @@ def status_router(context: RestContext) -> APIRouter:
     @router.get("/health", response_class=Response)
     async def health(request: Request) -> Response:
         """200 while requests are served, else 503; the body says what the engines do."""
-        own = _on_loopback(request)
+        own = on_loopback(request)
         engines = [_engine(served.engine.status(), own) for _, served in context.models]
         status = engines[0]["state"] if engines else "failed"
         body = {"status": status, "engines": engines}
@@ -40,13 +40,6 @@ def status_router(context: RestContext) -> APIRouter:
         return Response(context.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     return router
-
-
-def _on_loopback(request: Request) -> bool:
-    try:
-        return request.client is not None and ipaddress.ip_address(request.client.host).is_loopback
-    except ValueError:
-        return False
 
 
 def _engine(status: EngineStatus, own: bool) -> dict[str, Any]:

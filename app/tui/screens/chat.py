@@ -20,10 +20,12 @@ from app.cache_view import CacheView
 from app.client import AnswerClock, AnswerStatistics, Delta, ModelInfo, SamplingChoice, ShardwiseClient
 from app.history import Chat, ChatHistory, HistoryError
 from app.history_export import write_export
+from app.plan_view import EnginePlan
 from app.tui import cache_words
 from app.tui.conversation import Conversation, Entry, HistoryStore
 from app.tui.dependencies import Dependencies
 from app.tui.screens.cache import CacheScreen
+from app.tui.screens.memory import MemoryScreen
 from app.tui.screens.question import QuestionScreen
 from app.tui.widgets.banner import Banner
 from app.tui.widgets.chats_panel import ChatsPanel
@@ -55,6 +57,25 @@ class ChatScreen(Screen[None]):
         Binding("f4", "edit_last", "Edit", id="chat.edit", tooltip="Take the last message back to edit it"),
         Binding("f5", "regenerate", "Again", id="chat.regenerate", tooltip="Another answer to the same message"),
         Binding("ctrl+t", "show_cache", "Cache", id="chat.cache", tooltip="Where cached pages lie", show=False),
+        # The field for messages has a use of its own for F6 and F7.
+        Binding(
+            "f6",
+            "plan",
+            "What fits",
+            id="chat.plan",
+            tooltip="Plan models, machines and settings",
+            show=False,
+            priority=True,
+        ),
+        Binding(
+            "f7",
+            "show_memory",
+            "Memory",
+            id="chat.memory",
+            tooltip="Predicted and measured memory",
+            show=False,
+            priority=True,
+        ),
         Binding("f8", "copy_answer", "Copy", id="chat.copy", tooltip="Copy the last answer (through the terminal)"),
         Binding("ctrl+n", "new_chat", "New", id="chat.new", tooltip="Start a new chat"),
     ]
@@ -74,6 +95,13 @@ Copying goes through the terminal (OSC 52); inside tmux it needs `set -g set-cli
         def __init__(self, system: str, sampling: SamplingChoice) -> None:
             super().__init__()
             self.system, self.sampling = system, sampling
+
+    class Planned(Message):
+        """The user wants to know what fits, beginning with this model."""
+
+        def __init__(self, model: str) -> None:
+            super().__init__()
+            self.model = model
 
     def __init__(
         self, client: ShardwiseClient, model: ModelInfo, store: HistoryStore, dependencies: Dependencies
@@ -386,6 +414,16 @@ Copying goes through the terminal (OSC 52); inside tmux it needs `set -g set-cli
         turns = await self._store.run(ChatHistory.turns, chat.id)
         path = await asyncio.to_thread(write_export, chat, turns, self._dependencies.exports, kind)
         self.notify(f"Written to {path}", title="Export", timeout=10, markup=False)
+
+    def action_plan(self) -> None:
+        self.post_message(self.Planned(self.model.id))
+
+    def action_show_memory(self) -> None:
+        self.app.push_screen(MemoryScreen(self._look_at_plans))
+
+    async def _look_at_plans(self) -> tuple[EnginePlan, ...]:
+        """Asks whichever server the chat is with now."""
+        return await self.client.plan()
 
     def action_show_cache(self) -> None:
         self.app.push_screen(CacheScreen(self._look_at_cache))

@@ -11,7 +11,7 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.message import Message
 from textual.screen import Screen
-from textual.widgets import Footer, Input, OptionList, Static
+from textual.widgets import Button, Footer, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from app.text_safety import clean_line
@@ -40,10 +40,12 @@ class StartScreen(Screen[None]):
         .lead { color: $text-muted; margin: 0 0 1 0; }
         OptionList { height: auto; max-height: 12; border: none; padding: 0; margin: 0 0 1 0; }
         .problem { color: $text-error; height: auto; }
+        Button { margin: 1 0 0 0; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "back", "Back", id="start.back", tooltip="Back to the chat"),
+        Binding("f6", "plan", "What fits", id="start.plan", tooltip="Plan which model fits, how fast, for how many"),
         Binding("f5", "reload", "Look again", id="start.reload", tooltip="Read the list of models again"),
     ]
     HELP = """
@@ -51,11 +53,18 @@ class StartScreen(Screen[None]):
 
 Arrow keys and `enter` choose from the list; `tab` goes to the field below it, which takes
 `org/name` or `org/name@revision` of the Hugging Face hub, a folder, or a `.gguf` file.
-What is not on this machine yet is downloaded first.
+What is not on this machine yet is downloaded first; `F6` plans before that: what fits, how fast, for how many.
 """
 
     class Chosen(Message):
         """The user wants this model."""
+
+        def __init__(self, model: str) -> None:
+            super().__init__()
+            self.model = model
+
+    class Planned(Message):
+        """The user wants to know what fits, beginning with this model."""
 
         def __init__(self, model: str) -> None:
             super().__init__()
@@ -73,6 +82,7 @@ What is not on this machine yet is downloaded first.
             yield OptionList(id="models", compact=True)
             yield Input(placeholder="or type org/name, a folder, or a .gguf file", id="name", compact=True)
             yield Static("", classes="problem", markup=False)
+            yield Button("What fits? (F6)", id="plan", compact=True, tooltip="Plan before anything is downloaded")
         yield Footer(compact=True)
 
     def on_mount(self) -> None:
@@ -115,6 +125,18 @@ What is not on this machine yet is downloaded first.
     def _choose(self, event: OptionList.OptionSelected) -> None:
         event.stop()
         self.post_message(self.Chosen(event.option.id or ""))
+
+    def action_plan(self) -> None:
+        """With the model typed, or the highlighted one."""
+        models = self.query_one(OptionList)
+        typed = self.query_one(Input).value.strip()
+        listed = models.highlighted_option.id if models.highlighted_option is not None else None
+        self.post_message(self.Planned(typed or listed or ""))
+
+    @on(Button.Pressed)
+    def _plan(self, event: Button.Pressed) -> None:
+        event.stop()
+        self.action_plan()
 
     @on(Input.Submitted)
     def _name(self, event: Input.Submitted) -> None:

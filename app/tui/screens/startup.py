@@ -36,7 +36,7 @@ class _GivenUpError(Exception):
 
 
 class StartupScreen(Screen[None]):
-    """Fetches and starts `model`, or, where `url` is given, follows a server that is starting already."""
+    """Fetches and starts `model` with these options of `serve`; with a `url`, follows a server that is starting."""
 
     DEFAULT_CSS = """
     StartupScreen {
@@ -87,12 +87,14 @@ On a machine's first start that includes compiling. `F9` shows the server's log;
         make_client: Callable[[str], ShardwiseClient],
         model: str,
         url: str | None = None,
+        options: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self._dependencies = dependencies
         self._make_client = make_client
         self.model = model
         self.url = url
+        self.options = options
         self.started: StartedServer | None = None
         self._given_up = threading.Event()
 
@@ -111,7 +113,7 @@ On a machine's first start that includes compiling. `F9` shows the server's log;
         try:
             if self.url is None:
                 await self._fetch()
-                self.started = self._dependencies.start(self.model)
+                self.started = self._dependencies.start(self.model, self.options)
                 self.url = self.started.url
             await self._follow(self.url)
         except _GivenUpError:

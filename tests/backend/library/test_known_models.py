@@ -170,13 +170,25 @@ def test_what_is_in_the_cache_comes_first(hub: FakeHub, tmp_path: Path) -> None:
     assert hub.tokens_seen == []
 
 
+def test_a_config_in_the_cache_is_better_than_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    place = tmp_path / "hub" / "models--maker--tiny"
+    write({"config.json": checkpoint()["config.json"]}, place / "snapshots" / COMMIT)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    for offline in (True, False):
+        known = known_model(NAME, offline=offline)
+        assert (known.facts, known.stored.bytes) == (facts(), None)
+
+
 def test_pickles_are_known_by_the_config(hub: FakeHub) -> None:
     files = checkpoint()
     hub.repositories[NAME] = repository({"config.json": files["config.json"], "pytorch_model.bin": b"pickle"})
     known = known_model(NAME)
     assert known.facts == facts()
     assert known.stored.bytes is None
-    assert "without headers" in known.source
+    assert "no safetensors" in known.source
+    assert "no safetensors" in known.unserved
     assert [name for name, _, _ in hub.sent] == ["config.json"]
 
 

@@ -15,6 +15,7 @@ from backend.hardware.gpu import GpuFault
 from backend.hardware.machine import Machine
 from backend.hardware.peer import PeerPath
 from backend.parallel.division import divide_heads
+from backend.planner import memory
 from backend.planner.model_facts import ModelFacts
 from backend.planner.plan import Plan
 from tests.backend.planner.test_decide import plan_of
@@ -151,7 +152,7 @@ def test_ranks_of_a_processor_share_its_memory_and_threads(ranks: int, threads: 
     assert {rank.device for rank in plan.ranks} == {"cpu"}
     assert (plan.tensor_parallel, plan.threads, plan.visible_gpus) == (ranks, threads, ())
     assert sum(total(plan, rank) for rank in range(ranks)) <= 0.9 * 20 * GIB
-    assert all(term(plan, rank, "libraries") == 700 << 20 for rank in range(ranks))
+    assert all(term(plan, rank, "libraries") == memory.LIBRARIES_CPU for rank in range(ranks))
     assert any(f"{16 // ranks} in each process" in reason for reason in plan.reasons)
     assert any(f"over {ranks} processes" in reason for reason in plan.reasons)
 
