@@ -119,7 +119,9 @@ def _check_engine(engine: EngineName, version: str, utilization: float | None) -
     """What only vLLM has is refused elsewhere, rather than passed over."""
     given = "--engine-version" if version else "--utilization" if utilization is not None else ""
     if given and engine != "vllm":
-        raise SettingError(f"{given} is vLLM's.", f"The engine is {engine}.", "Say --engine vllm too, or leave it away.")
+        raise SettingError(
+            f"{given} is vLLM's.", f"The engine is {engine}.", "Say --engine vllm too, or leave it away."
+        )
 
 
 def _names(text: str) -> tuple[str, ...]:
