@@ -240,7 +240,7 @@ class ShardwiseApp(App[None]):
             for engine in (await client.plan())[:1]:
                 text = summary(engine.plan.ranks, engine.measured)
                 if text:
-                    self.notify(f"{text}\nF7 shows every term.", title="Memory", timeout=12, markup=False)
+                    self.notify(f"{text}\nF7 shows every term.", title="Memory", timeout=8, markup=False)
 
     @on(StartupScreen.Failed)
     async def _failed(self, event: StartupScreen.Failed) -> None:

@@ -17,6 +17,8 @@ from app.tui.dependencies import Dependencies, of_this_machine
 from app.tui.fit.wishes import Wishes
 from app.tui.screens.start import StartScreen
 from app.tui.screens.wizard import WizardScreen
+from backend.library.model_table import known_from_catalogue
+from backend.planner.fit.known_model import KnownModel
 
 SIZE = (150, 44)
 MODEL, HARDWARE = "meta-llama/Llama-3.3-70B-Instruct", "4x H100-80GB"
@@ -37,6 +39,13 @@ async def picture(file: Path, model: str, hardware: str, dependencies: Dependenc
         app.save_screenshot(file.name, str(file.parent))
 
 
+def _of_the_catalogue(model: str) -> KnownModel:
+    known = known_from_catalogue(model)
+    if known is None:
+        sys.exit(f"{model} is not in the catalogue: `shardwise fit` lists it")
+    return known
+
+
 async def _nothing_runs(model: str | None) -> ServerRecord | None:
     return None
 
@@ -46,5 +55,6 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     with TemporaryDirectory() as temporary:
         real = replace(of_this_machine(), history=None, preferences=Path(temporary) / "tui.json", find=_nothing_runs)
+        real = replace(real, wizard=replace(real.wizard, known=_of_the_catalogue))
         model, hardware, *_ = (*sys.argv[2:4], *(MODEL, HARDWARE)[len(sys.argv[2:4]) :])
         asyncio.run(picture(Path(sys.argv[1]), model, hardware, real))

@@ -100,7 +100,8 @@ On a machine's first start that includes compiling. `F9` shows the server's log;
 
     def compose(self) -> ComposeResult:
         with Vertical():
-            yield Static(f"Starting {clean_line(self.model, 80)}", classes="title", markup=False)
+            options = f" with {' '.join(self.options)}" if self.options else ""
+            yield Static(f"Starting {clean_line(self.model, 80)}{options}", classes="title", markup=False)
             yield StageList()
             yield Static("", classes="note", markup=False)
         yield Footer(compact=True)

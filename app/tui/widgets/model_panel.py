@@ -130,7 +130,7 @@ def _facts(known: KnownModel) -> Content:
         (clean_line(known.name, 120), "bold"),
         f"\n{words.parameters(total)} parameters, {words.memory(2 * total)} at 16 bits{stored}",
         f"\n{layers} layers{experts}, made for {words.tokens(facts.max_positions)} positions",
-        (f"\nfrom {clean_line(known.source, 160)}" if known.source else "", "$text-muted"),
+        (f"\nfrom {clean_line(known.source, 300)}" if known.source else "", "$text-muted"),
         (f"\n! {clean(known.unserved)}" if known.unserved else "", "$text-warning"),
     ]
     return Content.assemble(*parts)

@@ -252,6 +252,12 @@ def test_an_unknown_model_names_those_that_look_alike(hub: FakeHub) -> None:
         known_model(f"{NAME}@nothing")
 
 
+def test_a_mirror_that_lacks_a_known_model(hub: FakeHub) -> None:
+    assert "the hub has no repository" in known_model("openai/gpt-oss-20b").source
+    with pytest.raises(ModelNotFoundError, match="Did you mean openai/gpt-oss-20b"):
+        known_model("opnai/gpt-oss-20b")
+
+
 @pytest.mark.parametrize(
     ("config", "missing"),
     [
@@ -349,7 +355,7 @@ def test_the_child_says_the_same_in_a_process_of_its_own(tmp_path: Path) -> None
 def test_the_starter_before_it_is_fetched() -> None:
     known = known_model("starter")
     assert (known.facts.parameters, known.stored.packing) == (134_515_008, "gguf:Q4_1")
-    assert known.stored.bytes == 98_362_432
+    assert known.stored.bytes == 96_576_768
     assert "not fetched" in known.source
 
 
