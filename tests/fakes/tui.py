@@ -16,7 +16,6 @@ from app.tui.widgets.prompt_input import PromptInput
 from backend.errors import ShardwiseError
 from tests.fakes.wizard import WizardWorld
 
-
 CHOICES = (
     ModelChoice("starter", 93_000_000, False, "small, Apache-2.0"),
     ModelChoice("org/other", 1_400_000_000, True),
