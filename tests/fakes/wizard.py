@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 from app.tui.dependencies import WizardOutside
 from app.tui.fit.offers import ModelOffer
@@ -59,4 +60,10 @@ class WizardWorld:
 
     def _fit(self, model: KnownModel, cluster: Cluster, ask: FitAsk) -> FitReport:
         self.asks.append(ask)
-        return fit(model, cluster, ask)
+        return _planned(model, cluster, ask)
+
+
+@cache
+def _planned(model: KnownModel, cluster: Cluster, ask: FitAsk) -> FitReport:
+    """Many tests ask the same; the planner is pure."""
+    return fit(model, cluster, ask)
