@@ -13,7 +13,7 @@ from backend.planner.fit.packings import Packing, packing
 from backend.planner.model_facts import ModelFacts
 from backend.planner.vllm.allocator import rounding
 from backend.planner.vllm.deployment import VllmDeployment
-from backend.planner.vllm.latents import copied_bytes, latent_sizes
+from backend.planner.vllm.latents import LatentSizes, copied_bytes, latent_sizes
 from backend.planner.vllm.stages import layer_count, stage_part, stage_ranges
 from kvcache.layout import Keeps
 from quant.weight_sizes import LinearShape
@@ -163,7 +163,7 @@ def _share(facts: ModelFacts, deployment: VllmDeployment, shape: LinearShape) ->
     if (
         sizes is not None
         and shape.depth in (facts.hidden, sizes.query_rank)
-        and not _divided(facts, shape, sizes.heads)
+        and not _divided(facts, shape, sizes)
     ):
         return 1.0
     return 1 / deployment.tp
@@ -173,12 +173,10 @@ def _query_columns(facts: ModelFacts) -> set[int]:
     return {heads * layer.key_size for heads, layer in zip(facts.heads, facts.layers, strict=True)}
 
 
-def _divided(facts: ModelFacts, shape: LinearShape, heads: int) -> bool:
+def _divided(facts: ModelFacts, shape: LinearShape, sizes: LatentSizes) -> bool:
     """Of linears beside latents: queries of all heads, MLPs and the output are divided; projections to latents and
     what an indexer has are not."""
-    sizes = latent_sizes(facts)
-    assert sizes is not None
-    queries, values = heads * (sizes.nope + sizes.rope), heads * sizes.value
+    queries, values = sizes.heads * (sizes.nope + sizes.rope), sizes.heads * sizes.value
     output = (shape.columns, shape.depth) == (facts.hidden, values)
     return output or shape.columns == queries or shape.columns in {part.width for part in facts.columns}
 
