@@ -7,6 +7,7 @@ from backend.hardware.cluster import Cluster
 from backend.planner.fit.ask import FitAsk
 from backend.planner.fit.bench import Bench
 from backend.planner.fit.candidate import Candidate, Question, plain_settings
+from backend.planner.fit.judge import Judge, Subject
 from backend.planner.fit.judged import KINDS, Judged
 from backend.planner.fit.known_model import KnownModel
 from backend.planner.fit.notes import notes
@@ -19,7 +20,7 @@ from backend.planner.fit.shapes import Division, shapes
 from backend.planner.fit.speeds import speed_of
 from backend.planner.fit.verdict import verdict
 from backend.planner.fit.vllm_bench import VllmBench
-from backend.planner.fit.ways_out import Judge, Subject, ways_out
+from backend.planner.fit.ways_out import ways_out
 
 _OWN = ("model", "model")
 
@@ -130,5 +131,7 @@ def _nearest(entries: list[Subject], served: bool) -> Subject:
     return min([one for one in own if one.shape.own or not served] or own, key=_distance)
 
 
-def _distance(one: Subject) -> tuple[int, int]:
-    return KINDS.index(one.plan.verdict.kind), -min(device.unused for device in one.plan.devices)
+def _distance(one: Subject) -> tuple[int, bool, int]:
+    """What a processor lacks, whose memory is large, says little to a person with GPUs."""
+    processor = one.plan.devices[0].gpu is None
+    return KINDS.index(one.plan.verdict.kind), processor, -min(device.unused for device in one.plan.devices)

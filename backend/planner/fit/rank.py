@@ -79,9 +79,10 @@ def _smallest_change(plan: FitPlan, serve: bool) -> tuple[object, ...]:
     return not plan.runnable, not serve, price(plan), plan.hosted, len(plan.devices), plan.stages, plan.replicas
 
 
-def _lack(plan: FitPlan) -> tuple[int, float]:
-    """Bytes that the shortest device is short of; then what formats cost."""
-    return -min((device.unused for device in plan.devices), default=0), price(plan)
+def _lack(plan: FitPlan) -> tuple[bool, int, float]:
+    """GPUs before a processor; then bytes that the shortest device is short of; then what formats cost."""
+    processor = all(device.gpu is None for device in plan.devices)
+    return processor, -min((device.unused for device in plan.devices), default=0), price(plan)
 
 
 def _dollars(cost: Cost) -> float:

@@ -7,60 +7,27 @@ weights in fewer bits, speed (layers in host memory), then money: another GPU, a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice, pairwise
-from typing import Literal, Protocol
+from typing import Literal
 
 from msgspec.structs import replace as changed
 
-from backend.hardware.cluster import Cluster
-from backend.hardware.gpu import Gpu, GpuLink
-from backend.hardware.machine import Machine
 from backend.planner.fit.candidate import Question
+from backend.planner.fit.judge import Judge, Subject, good
+from backend.planner.fit.more_hardware import more_hardware
 from backend.planner.fit.report import FitPlan, WayOut
-from backend.planner.fit.shape import Seat, Shape
-from backend.planner.fit.shapes import Division
 from backend.planner.units import human_seconds
 
 _MOST = 3
-# GPUs in one machine that are worth telling of.
-_MOST_GPUS = 16
-# Counts that are tried, from the fewest that could hold the weights on.
-_TRIED = 4
 # Below this a context is of no use, and below this part of a model's size another one has nothing to do with it.
 _SHORTEST, _SMALLEST_PART = 256, 0.02
 # Of what the pool has room for, what is tried: all of it, and less.
 _PARTS = (1.0, 0.9, 0.8, 0.65, 0.5, 0.35, 0.2)
 
 
-class Judge(Protocol):
-    """An engine's planner, as ways out ask it. Pure.
-
-    Attributes:
-        smaller: formats of weights below the model's own; `smaller_kv`: of K and V.
-    """
-
-    smaller: tuple[str, ...]
-    smaller_kv: str
-
-    def judge(
-        self, shape: Shape, weights: str, kv_format: str, hosted: bool = False, asked: Question | None = None
-    ) -> FitPlan | None:
-        """The plan, for another question than the report's where one is given; None where there is none."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """What would be taken without any change: its plan and shape."""
-
-    plan: FitPlan
-    shape: Shape
-
-
 def ways_out(judge: Judge, asked: Question, subject: Subject | None) -> tuple[WayOut, ...]:
     """Of the plan in the model's own formats that comes nearest; nothing where that fits."""
-    if subject is None or _good(subject.plan):
+    if subject is None or good(subject.plan):
         return ()
     return tuple(islice(_ways(judge, asked, subject), _MOST))
 
@@ -69,13 +36,13 @@ def _ways(judge: Judge, asked: Question, subject: Subject) -> Iterator[WayOut]:
     plan = subject.plan
     if plan.kv_format == "model":
         small = judge.judge(subject.shape, plan.weights, judge.smaller_kv)
-        if small is not None and _good(small):
+        if small is not None and good(small):
             yield WayOut(f"Store K and V as {judge.smaller_kv}.", _words("kv", small), gives(asked, small))
     yield from _less(judge, asked, subject)
     yield from _smaller_weights(judge, asked, subject)
     yield from _hosted(judge, asked, subject)
-    yield from _another_gpu(judge, asked, subject)
-    yield from _peer(judge, asked, subject)
+    for what, wider, plan in more_hardware(judge, asked, subject):
+        yield WayOut(what, "", gives(wider, plan) + (f"; {plan.blocked}" if plan.stages > 1 else ""))
     yield _smaller_model(asked, subject)
 
 
@@ -88,10 +55,6 @@ def gives(asked: Question, plan: FitPlan) -> str:
     )
     time = f", {human_seconds(plan.speed.alone.likely)} a token" if plan.speed else ""
     return f"{whole} ({more}{time})"
-
-
-def _good(plan: FitPlan) -> bool:
-    return plan.verdict.kind in ("roomy", "fits")
 
 
 def _words(what: Literal["weights", "kv"], plan: FitPlan) -> str:
@@ -124,7 +87,7 @@ def _less(judge: Judge, asked: Question, subject: Subject) -> Iterator[WayOut]:
 def _fits_for(judge: Judge, asked: Question, subject: Subject, users: int, context: int) -> bool:
     less = Question(asked.model, asked.cluster, changed(asked.ask, users=users, context=context))
     plan = judge.judge(subject.shape, subject.plan.weights, subject.plan.kv_format, asked=less)
-    return plan is not None and _good(plan)
+    return plan is not None and good(plan)
 
 
 def _smaller_weights(judge: Judge, asked: Question, subject: Subject) -> Iterator[WayOut]:
@@ -132,7 +95,7 @@ def _smaller_weights(judge: Judge, asked: Question, subject: Subject) -> Iterato
     for name in judge.smaller[judge.smaller.index(now) + 1 :] if now in judge.smaller else judge.smaller:
         for kv_format in ("model", judge.smaller_kv):
             plan = judge.judge(subject.shape, name, kv_format)
-            if plan is not None and _good(plan):
+            if plan is not None and good(plan):
                 beside = "" if kv_format == "model" else f", and K and V as {kv_format}"
                 option = " ".join(part for part in (_words("weights", plan), _words("kv", plan)) if part)
                 yield WayOut(f"Store the weights as {name}{beside}.", option, gives(asked, plan))
@@ -140,67 +103,19 @@ def _smaller_weights(judge: Judge, asked: Question, subject: Subject) -> Iterato
 
 
 def _hosted(judge: Judge, asked: Question, subject: Subject) -> Iterator[WayOut]:
+    """Layers in host memory, in the largest format of weights that then fits."""
     if not subject.shape.own or asked.model.unserved:
         return
-    plan = judge.judge(subject.shape, subject.plan.weights, "model", hosted=True)
-    if plan is not None and _good(plan) and plan.hosted:
-        layers = len(asked.model.facts.layer_parameters)
-        what = f"Keep {plan.hosted} of {layers} layers in host memory, which is slow."
-        yield WayOut(what, "--host-weights auto", gives(asked, plan))
-
-
-def _another_gpu(judge: Judge, asked: Question, subject: Subject) -> Iterator[WayOut]:
-    """The fewest further GPUs of the first machine's kind with which it fits as it is."""
-    machine = asked.cluster.machines[0]
-    if not machine.gpus:
-        return
-    now = len(machine.gpus)
-    counts = [count for count in range(now + 1, _MOST_GPUS + 1) if _could_hold(machine, subject, count)]
-    for count in [count for count in counts if Division(asked.model.facts).allows(count)][:_TRIED]:
-        wider = Question(asked.model, Cluster((_with_gpus(machine, count),), ""), asked.ask)
-        shape = Shape(((Seat(0, tuple(range(count))),),), own=True)
-        plan = judge.judge(shape, subject.plan.weights, subject.plan.kv_format, asked=wider)
-        if plan is not None and _good(plan):
-            name, more = machine.gpus[-1].name, count - now
-            what = f"Add another {name}." if more == 1 else f"Add {more} more {name}."
-            yield WayOut(what, "", gives(wider, plan))
+    now = subject.plan.weights
+    for weights in (now, *(name for name in judge.smaller if name != now)):
+        plan = judge.judge(subject.shape, weights, "model", hosted=True)
+        if plan is not None and good(plan) and plan.hosted:
+            layers = len(asked.model.facts.layer_parameters)
+            stored = "" if weights == now else f", and store the weights as {weights}"
+            what = f"Keep {plan.hosted} of {layers} layers in host memory, which is slow{stored}."
+            option = " ".join(part for part in ("--host-weights auto", stored and _words("weights", plan)) if part)
+            yield WayOut(what, option, gives(asked, plan))
             return
-
-
-def _could_hold(machine: Machine, subject: Subject, count: int) -> bool:
-    """Whether so many GPUs together have more memory than the weights that are short of it now."""
-    held = sum(term.bytes for device in subject.plan.devices for term in device.terms if term.name == "weights")
-    return sum(gpu.free for gpu in _with_gpus(machine, count).gpus) > held / subject.plan.replicas
-
-
-def _with_gpus(machine: Machine, count: int) -> Machine:
-    """The machine with further GPUs like its last one, joined as its last one is to its first."""
-    gpus: list[Gpu] = list(machine.gpus)
-    links = list(machine.links)
-    last = gpus[-1]
-    pattern = machine.link(gpus[0].index, last.index) if len(gpus) > 1 else None
-    for _ in range(count - len(gpus)):
-        index = max(gpu.index for gpu in gpus) + 1
-        free = max(gpu.free for gpu in gpus if gpu.name == last.name)
-        if pattern is not None:
-            links += [GpuLink(gpu.index, index, pattern.way, pattern.nvlink, pattern.peer) for gpu in gpus]
-        gpus.append(changed(last, index=index, uuid=f"{last.uuid}+{index}", free=free, holders=()))
-    return changed(machine, gpus=tuple(gpus), links=tuple(links))
-
-
-def _peer(judge: Judge, asked: Question, subject: Subject) -> Iterator[WayOut]:
-    """A second machine like the first, taking half of the layers."""
-    machine, facts = asked.cluster.machines[0], asked.model.facts
-    count = max(1, len(machine.gpus))
-    if not Division(facts).allows(count) or len(facts.layers) < 2:
-        return
-    wider = Question(asked.model, Cluster((machine, machine), "", network=asked.cluster.network), asked.ask)
-    gpus = tuple(range(count)) if machine.gpus else ()
-    shape = Shape(((Seat(0, gpus), Seat(1, gpus)),))
-    plan = judge.judge(shape, subject.plan.weights, subject.plan.kv_format, asked=wider)
-    if plan is not None and _good(plan):
-        what = "Give half of the layers to a second machine like this one."
-        yield WayOut(what, "", f"{gives(wider, plan)}; {plan.blocked}")
 
 
 def _smaller_model(asked: Question, subject: Subject) -> WayOut:

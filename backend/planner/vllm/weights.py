@@ -160,11 +160,7 @@ def _share(facts: ModelFacts, deployment: VllmDeployment, shape: LinearShape) ->
         if heads and shape.columns not in _query_columns(facts):
             return max(1 / deployment.tp, 1 / heads[0])
     sizes = latent_sizes(facts)
-    if (
-        sizes is not None
-        and shape.depth in (facts.hidden, sizes.query_rank)
-        and not _divided(facts, shape, sizes)
-    ):
+    if sizes is not None and shape.depth in (facts.hidden, sizes.query_rank) and not _divided(facts, shape, sizes):
         return 1.0
     return 1 / deployment.tp
 

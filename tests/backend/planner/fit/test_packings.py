@@ -13,7 +13,9 @@ from tests.fakes.packed_checkpoints import Packer, awq, gptq
 
 
 @pytest.mark.parametrize(
-    ("name", "pack"), [("awq-g32", awq), ("gptq-g32", gptq(4, 1)), ("gptq8-g32", gptq(8, 1))], ids=str
+    ("name", "pack"),
+    [("awq-g32", awq), ("gptq-g32", gptq(4, 1)), ("gptq8-g32", gptq(8, 1))],
+    ids=("awq", "gptq", "gptq8"),
 )
 def test_a_packed_linear_takes_what_its_tensors_take(name: str, pack: Packer) -> None:
     parts = pack(torch.randn(64, 96), torch.Generator().manual_seed(1)).parts

@@ -56,11 +56,33 @@ def test_weights_that_are_too_large_can_shrink_move_or_get_more_gpus() -> None:
     assert report.ways_out[2].what.endswith("more NVIDIA GeForce RTX 4090.")
 
 
-def test_without_room_anywhere_another_model_is_what_is_left() -> None:
+def test_without_room_here_other_gpus_are_what_is_left() -> None:
     small = replace(gpu_machine(*consumer(1)), memory=Memory(24 * GIB, 16 * GIB))
     report = fit(known("deepseek"), cluster(small), FitAsk())
     assert report.best is None
+    assert all(way.what.startswith("Use ") for way in report.ways_out)
+
+
+def test_without_room_anywhere_another_model_is_what_is_left() -> None:
+    report = asked("8b", "1x RTX-3090", context=131_072, users=100_000)
+    assert report.best is None
     assert "smaller model" in report.ways_out[-1].what
+
+
+def test_where_one_change_does_not_do_other_gpus_and_smaller_formats_are_proposed() -> None:
+    report = asked("405b", "1x RTX-4090")
+    assert report.best is None
+    assert report.plans[0].devices[0].gpu == 0  # not the processor, which lacks fewer bytes
+    whats = [way.what for way in report.ways_out]
+    assert len(whats) == 3
+    assert whats[0].startswith("Use ")
+    assert "store" not in whats[0]
+    assert any("and store the weights as" in what for what in whats[1:])
+
+
+def test_layers_in_host_memory_are_proposed_in_a_smaller_format_where_only_that_does() -> None:
+    report = asked("405b", "2x H100-80GB")
+    assert report.ways_out[0].option == "--host-weights auto --weights int8"
 
 
 def test_a_second_machine_is_planned_with_the_same_code() -> None:
