@@ -23,6 +23,7 @@ from backend.hardware.machine import Machine, read_machine
 from backend.hardware.peer_probe import probed
 from backend.hardware.process_memory import return_freed_memory
 from backend.hardware.visible_gpus import show_gpus
+from backend.kernel_cache import compile_ahead
 from backend.library.checks import check
 from backend.parallel.division import Division
 from backend.planner.decide import decide
@@ -205,6 +206,8 @@ def compose_alone(settings: EngineSettings, on_progress: OnProgress, found: Plan
     from quant.kv_format import parse_kv_formats
 
     facts, plan = found.facts, found.plan
+    if plan.ranks[0].device == "cpu":
+        compile_ahead()
     model, team = load_served(settings, plan, on_progress)
     if found.unmeasured:
         plan = _measured(settings, found, model, team, on_progress)

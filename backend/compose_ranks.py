@@ -17,6 +17,7 @@ from backend.engine_settings import EngineSettings
 from backend.errors import SettingError
 from backend.hardware.machine import read_machine
 from backend.hardware.peer_probe import probed
+from backend.kernel_cache import compile_ahead
 from backend.library.checks import check
 from backend.library.locations import cache_home
 from backend.planner.decide import decide
@@ -110,6 +111,8 @@ def _compose(settings: EngineSettings, on_progress: OnProgress, workers: Workers
 
     facts, plan = found.facts, found.plan
     _check_tiers(plan)
+    if plan.ranks[0].device == "cpu":
+        compile_ahead()
     loaded = _load(settings, on_progress, workers, found, arrange_meeting(cache_home() / "ranks"))
     layout = build_layout(facts.layers, ELEMENT_BYTES[plan.dtype], PAGE_TOKENS, parse_kv_formats(plan.kv_format))
     scheduler = Scheduler(

@@ -168,7 +168,11 @@ def _obey(engine: SteppedEngine, message: ToEngine, channel: EngineChannel) -> N
         case Cancel(request=request):
             engine.cancel(request)
         case Measure():
-            channel.send(Measured(engine.measure()))
+            # A driver that is asked may hang: that counts as a step that does.
+            channel.step_begins()
+            ranks = engine.measure()
+            channel.step_ends()
+            channel.send(Measured(ranks))
 
 
 class ProgressReporter:

@@ -7,10 +7,14 @@ another file has: code of two versions in one process reads each other's tables 
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from backend.library.locations import cache_home, source_root
 
+COMPILER = (sys.executable, "-P", "-m", "backend.compile_kernels")
 _SOURCES = ("quant/cpu", "kvcache/attention", "backend/surgery")
 
 
@@ -21,3 +25,17 @@ def kernel_cache() -> Path:
         for file in sorted((source_root() / folder).glob("*.py")):
             digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return cache_home() / "numba" / digest.hexdigest()[:16]
+
+
+def compile_ahead(command: tuple[str, ...] = COMPILER) -> bool:
+    """Where no kernels have been compiled yet, has a process of its own do it: whether it had to.
+
+    The compiler keeps 118 MiB for as long as the process lives that it ran in. If this fails, whoever needs a kernel
+    compiles it. Looks where numba will: in an engine's environment only, which says where that is.
+    """
+    folder = os.environ.get("NUMBA_CACHE_DIR")
+    if not folder or next(Path(folder).rglob("*.nbc"), None) is not None:
+        return False
+    # Its words go to our log.
+    subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
+    return True

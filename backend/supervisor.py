@@ -22,6 +22,7 @@ from backend.engine_settings import EngineSettings
 from backend.errors import EngineUnavailableError, ShardwiseError
 from backend.events import End, EndReason, EngineStatistics, Start, Token
 from backend.exit_status import describe_exit, without_pids
+from backend.lasting_statistics import begun_again, carried_on
 from backend.measured_rank import MeasuredRank, differences
 from backend.messages import (
     Cancel,
@@ -41,37 +42,9 @@ from backend.revival import Death, RevivalPolicy, admissible, guilty, restart_de
 from backend.running_request import LostTokenError, RunningRequest
 from backend.start_stages import StartStages
 from backend.vital_signs import VitalLimits, VitalSigns
-from kvcache.statistics import CacheMap, CacheStatistics
+from kvcache.statistics import CacheMap
 
 ENGINE_COMMAND = (sys.executable, "-P", "-m", "backend.engine_process")
-COUNTERS = (
-    "prompt_tokens",
-    "generation_tokens",
-    "preemptions",
-    "steps",
-    "step_seconds",
-    "scheduling_seconds",
-    "nan_requests",
-)
-CACHE_COUNTERS = (
-    "lookup_tokens",
-    "hit_tokens",
-    "host_hit_tokens",
-    "disk_hit_tokens",
-    "evictions",
-    "host_evictions",
-    "disk_evictions",
-    "offloaded_pages",
-    "stored_pages",
-    "host_fetched_pages",
-    "disk_fetched_pages",
-    "declined_fetches",
-    "failed_transfers",
-    "rejected_records",
-)
-# What a dead engine's cache had room for; the next one has as much.
-CACHE_CAPACITIES = ("pages_total", "page_bytes", "host_pages_total", "disk_bytes_total")
-
 # A step of a long prompt on a processor may take longer; whoever asks gets the last measurement then.
 MEASURE_SECONDS = 2.0
 
@@ -156,9 +129,7 @@ class EngineSupervisor:
         )
 
     def statistics(self) -> EngineStatistics:
-        earlier, now = self._earlier_statistics, self._statistics
-        cache = msgspec.structs.replace(now.cache, **_sums(earlier.cache, now.cache, CACHE_COUNTERS))
-        return msgspec.structs.replace(now, cache=cache, **_sums(earlier, now, COUNTERS))
+        return carried_on(self._earlier_statistics, self._statistics)
 
     def cache_map(self) -> CacheMap | None:
         return self._cache_map
@@ -354,10 +325,8 @@ class EngineSupervisor:
         was_ready = self._state == "ready"
         self._enter("restarting" if was_ready else self._state)
         self._deaths.append(Death(time.monotonic(), was_ready))
-        now = self.statistics()
-        self._earlier_statistics = now
-        cache = CacheStatistics(**{name: getattr(now.cache, name) for name in CACHE_CAPACITIES})
-        self._statistics = EngineStatistics(waiting=len(self._running), cache=cache)
+        self._earlier_statistics = self.statistics()
+        self._statistics = begun_again(self._earlier_statistics, waiting=len(self._running))
         self._cache_map = None
         self._take_measured(())
         for running in tuple(self._running.values()):
@@ -424,7 +393,3 @@ class EngineSupervisor:
         """The deadline of a request that the engine does not have; one that it has, it ends itself."""
         if self._running.get(running.request.id) is running and not running.sent:
             self._end(running, End(running.request.id, "deadline"))
-
-
-def _sums(earlier: object, now: object, names: Sequence[str]) -> dict[str, float]:
-    return {name: getattr(earlier, name) + getattr(now, name) for name in names}

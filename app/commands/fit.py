@@ -84,6 +84,7 @@ def show_fit(
     if links:
         _print_links(model, places, offline, as_json)
         return
+    _check_engine(engine, engine_version, utilization)
     ask = FitAsk(
         context=positions,
         users=users,
@@ -112,6 +113,15 @@ def show_fit(
         print(as_text(reports[0], plans, plan, bars=sys.stdout.isatty() and not plain))
     if all(report.best is None for report in reports):
         raise typer.Exit(DOES_NOT_FIT)
+
+
+def _check_engine(engine: EngineName, version: str, utilization: float | None) -> None:
+    """What only vLLM has is refused elsewhere, rather than passed over."""
+    given = "--engine-version" if version else "--utilization" if utilization is not None else ""
+    if given and engine != "vllm":
+        raise SettingError(
+            f"{given} is vLLM's.", f"The engine is {engine}.", "Say --engine vllm too, or leave it away."
+        )
 
 
 def _names(text: str) -> tuple[str, ...]:

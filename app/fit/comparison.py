@@ -19,7 +19,7 @@ _FIRST_TOKEN = _HEAD.index("first")
 _LEGEND = (
     "layout: tensor x stages x replicas, e for whole experts; formats: weights/kv; GiB: what the plan takes of the "
     "fullest device; context: the largest; users: at once, with the context asked for; token: from token to token; "
-    "tok/s: over all users. * is not run by this version."
+    "tok/s: over all users. * is not run by this version; none: too large, or not for these devices."
 )
 
 
@@ -31,9 +31,9 @@ def as_comparison(reports: Sequence[FitReport], named: Sequence[str], width: int
     """
     ask = reports[0].ask
     rows = [
-        (name if not position else "", *_cells(report, plan))
+        (name if not position else "", *cells)
         for name, report in zip(map(clean_line, named), reports, strict=True)
-        for position, plan in enumerate(_shown(report))
+        for position, cells in enumerate(_rows(report))
     ]
     lines = _lines(rows, width)
     asked = f"{counted(ask.users, 'user')}, context {ask.context or 0:,}; goal {ask.goal}; engine {ask.engine}"
@@ -44,18 +44,24 @@ def as_comparison(reports: Sequence[FitReport], named: Sequence[str], width: int
 
 def _prices(reports: Sequence[FitReport]) -> list[str]:
     """Whose prices the costs are made of, a sentence each."""
-    plans = [plan for report in reports for plan in _shown(report)]
+    plans = [plan for report in reports for plan in _shown(report).values() if plan]
     costs = {(plan.devices[0].name, plan.cost) for plan in plans if plan.cost}
     told = {name: price_words(cost) for name, cost in sorted(costs, key=lambda one: one[0])}
     return [f"$/1M: {name}: {words}." for name, words in told.items()]
 
 
-def _shown(report: FitReport) -> list[FitPlan]:
-    """The best plan of each weight format that was asked for; of all, where none was."""
+def _shown(report: FitReport) -> dict[str, FitPlan | None]:
+    """The best plan of each weight format that was asked for, None where none was worth telling; else that of all."""
     if not report.ask.weights:
-        return [chosen_plan(report)]
+        plan = chosen_plan(report)
+        return {plan.weights: plan}
     found = {name: [plan for plan in report.plans if plan.weights == name] for name in report.ask.weights}
-    return [plans[best(plans) or 0] for plans in found.values() if plans]
+    return {name: plans[best(plans) or 0] if plans else None for name, plans in found.items()}
+
+
+def _rows(report: FitReport) -> list[tuple[str, ...]]:
+    none = ("none", "-", *speed_cells(None))
+    return [_cells(report, plan) if plan else ("-", name, *none) for name, plan in _shown(report).items()]
 
 
 def _cells(report: FitReport, plan: FitPlan) -> tuple[str, ...]:

@@ -88,12 +88,11 @@ def as_table(model: KnownModel, costs: Sequence[WayCost], width: int = 80) -> st
     rows = [(str(cost.ranks), *map(_time, _times(cost))) for cost in costs]
     head, *figures = columns(_HEAD, rows, ">" * len(_HEAD), width - 2)
     first = costs[0]
-    lines = [
-        f"{clean_line(model.name)}: {first.message / 1024:,.4g} KiB an all-reduce and token,"
-        f" {first.token_bytes // (2 * first.message)} layers, {first.token_bytes / 2**20:.4g} MiB a token",
-        "",
-        f"  {head}",
-    ]
+    title = (
+        f"{clean_line(model.name)}: {first.token_bytes // (2 * first.message)} layers, {first.message / 1024:,.4g} KiB "
+        f"an all-reduce and token, {first.token_bytes / 2**20:.4g} MiB a token"
+    )
+    lines = [*wrap(title, width), "", f"  {head}"]
     for cost, line in zip(costs, figures, strict=True):
         lines += [f"{clean_line(cost.hardware)}: {cost.way}", f"  {line}"]
     legend = (

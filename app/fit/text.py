@@ -117,8 +117,10 @@ def _plan_row(report: FitReport, number: int, plan: FitPlan) -> tuple[str, ...]:
     return (str(number), layout(plan), formats(plan), plan.verdict.kind, *speed_cells(plan), run)
 
 
-def speed_cells(plan: FitPlan) -> tuple[str, ...]:
+def speed_cells(plan: FitPlan | None) -> tuple[str, ...]:
     """Largest context, users at once, first token, token to token, tokens/s, $/1M; "-" where there is none."""
+    if plan is None:
+        return ("-",) * 6
     speed, cost = plan.speed, plan.cost
     return (
         f"{plan.largest_context:,}" if plan.largest_context else "-",

@@ -42,6 +42,8 @@ def facts_of(raw: dict[str, Any]) -> KnownModel:
             unserved=f"It {why} ({raw.get('model_type')!r}).",
         )
     text = _text(config)
+    if text is not config and isinstance(raw.get("tie_word_embeddings"), bool):
+        text.tie_word_embeddings = raw["tie_word_embeddings"]  # the whole model's decides
     try:
         return _served(raw, config, text)
     except UnsupportedModelError as error:

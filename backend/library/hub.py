@@ -78,6 +78,15 @@ def installed_snapshot(name: HubName) -> Path | None:
     return None if folders.missing_shards(snapshot, shards) else snapshot
 
 
+def cached_config(name: HubName) -> Path | None:
+    """The repository's config.json where the cache has that, whether or not it has the weights."""
+    storage, revision = storage_folder(name.repository), name.revision or "main"
+    reference = storage / "refs" / revision
+    commit = reference.read_text().strip() if reference.is_file() else revision
+    path = storage / "snapshots" / commit / "config.json"
+    return path if _COMMIT.fullmatch(commit) is not None and path.is_file() else None
+
+
 def pull_repository(name: HubName, on_progress: Callable[[int, int], None]) -> Path:
     """Fetch what is missing of a repository's model; the snapshot's folder, or the GGUF file that `name` names.
 
@@ -96,13 +105,16 @@ def pull_repository(name: HubName, on_progress: Callable[[int, int], None]) -> P
     return place
 
 
-def look_up(name: HubName) -> Repository | None:
-    """What the hub says of the repository; None where it cannot be asked and the cache has the model anyway."""
+def look_up(name: HubName, seconds: float = 30.0) -> Repository | None:
+    """What the hub says of the repository within `seconds`; None where it cannot be asked and the cache has the model.
+
+    Raises what huggingface_hub does, and BrokenModelError for an answer without a commit.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
-        info = HfApi().model_info(name.repository, revision=name.revision, files_metadata=True, timeout=30)
+        info = HfApi().model_info(name.repository, revision=name.revision, files_metadata=True, timeout=seconds)
     except HfHubHTTPError:
         raise
     except (OfflineModeIsEnabled, connection_error()):

@@ -15,15 +15,18 @@ from backend.library.config_facts import facts_of_config
 from backend.library.derive import derive
 from backend.library.file_facts import of_files, of_gguf
 from backend.library.gguf_header import read_gguf_header
+from backend.library.hub import cached_config, installed_snapshot
 from backend.library.model_table import find_in_catalogue, known_from_catalogue, nearest_names
 from backend.library.names import FolderName, GgufName, HubName, ModelName, StarterName, parse
 from backend.library.remote_facts import kept_facts, remote_facts
 from backend.library.safetensors_header import read_safetensors_header
-from backend.library.starter import MODEL_BYTES, installed_starter
+from backend.library.starter import installed_starter
 from backend.library.stored_weights import stored_gguf
 from backend.planner.fit.known_model import KnownModel, StoredWeights
 
 _STARTER_ROW = "HuggingFaceTB/SmolLM2-135M-Instruct"
+# Of its file's tensors: what the file has less its header.
+_STARTER_BYTES = 96_576_768
 
 
 def known_model(name: str, *, offline: bool = False) -> KnownModel:
@@ -68,11 +71,11 @@ def _starter(name: str) -> KnownModel:
     path = installed_starter()
     if path is not None:
         return _gguf(name, path)
-    row = find_in_catalogue(_STARTER_ROW)
-    assert row is not None
-    return replace(
-        row.known(name), stored=StoredWeights("gguf:Q4_1", MODEL_BYTES), source="the catalogue; not fetched yet"
-    )
+    known = known_from_catalogue(_STARTER_ROW)
+    if known is None:
+        raise ModelNotFoundError(f"The catalogue lacks {_STARTER_ROW}.", hint="Install shardwise again.")
+    stored = StoredWeights("gguf:Q4_1", _STARTER_BYTES)
+    return replace(known, name=name, stored=stored, source="the catalogue; it is not fetched yet")
 
 
 def _on_hub(name: str, hub_name: HubName, offline: bool) -> KnownModel:
@@ -83,13 +86,18 @@ def _on_hub(name: str, hub_name: HubName, offline: bool) -> KnownModel:
         try:
             return replace(remote_facts(hub_name), name=name)
         except (DownloadError, ModelAccessError) as error:
-            known = kept_facts(hub_name) or _from_catalogue(name, error)
+            known = kept_facts(hub_name) or _from_catalogue(name, error) or _cached(name, hub_name)
             if known is None:
-                raise
+                raise _with_nearest(error, name) from None
             return replace(known, name=name)
         except ModelNotFoundError as error:
-            raise _with_nearest(error, name) from None
-    known = known_from_catalogue(name) or kept_facts(hub_name)
+            row = find_in_catalogue(name)
+            if row is None or name not in (row.id, *row.aliases):
+                raise _with_nearest(error, name) from None
+            # A mirror that lacks it, or a repository that has moved.
+            known = row.known(name)
+            return replace(known, source=f"{known.source}; the hub has no repository of that name")
+    known = known_from_catalogue(name) or kept_facts(hub_name) or _cached(name, hub_name)
     if known is None:
         raise _with_nearest(
             ModelNotFoundError(
@@ -106,13 +114,18 @@ def _from_catalogue(name: str, error: ShardwiseError) -> KnownModel | None:
     known = known_from_catalogue(name)
     if known is None:
         return None
-    return replace(known, source=f"{known.source}; {error.what} {error.hint}".strip())
+    why = f"{error.what} {error.hint}" if isinstance(error, ModelAccessError) else "the hub was not reached"
+    return replace(known, source=f"{known.source}; {why}")
+
+
+def _cached(name: str, hub_name: HubName) -> KnownModel | None:
+    """Facts of a repository of which the Hugging Face cache has the config."""
+    path = cached_config(hub_name) if hub_name.file is None else None
+    return None if path is None else _of_config_file(name, path)
 
 
 def _installed(name: str, hub_name: HubName) -> KnownModel | None:
-    """Facts of a repository that is in the Hugging Face cache, or whose config is."""
-    from backend.library.hub import installed_snapshot
-
+    """Facts of a repository that is in the Hugging Face cache."""
     try:
         place = installed_snapshot(hub_name)
     except ShardwiseError:
@@ -161,9 +174,10 @@ def _gguf(name: str, path: Path) -> KnownModel:
     return replace(known, stored=stored_gguf(header), source="the header of the file")
 
 
-def _with_nearest(error: ModelNotFoundError, name: str) -> ModelNotFoundError:
+def _with_nearest(error: ShardwiseError, name: str) -> ShardwiseError:
+    """The error, with names that look alike in its hint."""
     near = nearest_names(name)
     if not near:
         return error
     hint = f"Did you mean {' or '.join(near)}?"
-    return ModelNotFoundError(error.what, error.why, f"{hint} {error.hint}".strip())
+    return type(error)(error.what, error.why, f"{hint} {error.hint}".strip())

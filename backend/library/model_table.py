@@ -31,6 +31,8 @@ class _Row(Struct, frozen=True):
     total_params_computed: int | None = None
     active_params_computed: int | None = None
     kv_bytes_per_token_16bit_full_attn_layers: int | None = None
+    stored_bytes: int | None = None
+    excluded: tuple[str, ...] = ()
     unserved: str = ""
 
 
@@ -46,6 +48,7 @@ class CatalogueModel:
         parameters, active: of the text model, for lists; active those that a token passes; None where not counted.
         kv_bytes: of one token, of the layers that keep every position, at two bytes an element.
         source: where the dimensions come from. unserved: why this version cannot serve such models; empty where it can.
+        excluded: see StoredWeights.
     """
 
     id: str
@@ -58,11 +61,13 @@ class CatalogueModel:
     kv_bytes: int | None
     source: str
     notes: str = ""
+    stored_bytes: int | None = None
+    excluded: tuple[str, ...] = ()
     unserved: str = ""
 
     def known(self, name: str = "") -> KnownModel:
         """Its facts, under the name that the user called it."""
-        stored = StoredWeights(self.packing)
+        stored = StoredWeights(self.packing, self.stored_bytes, self.excluded)
         known = known_model_of(name or self.id, self.dimensions, source=f"the catalogue ({self.id})", stored=stored)
         return replace(known, unserved=self.unserved or _unread(self.packing))
 
@@ -124,6 +129,8 @@ def _model(line: bytes) -> CatalogueModel:
         kv_bytes=row.kv_bytes_per_token_16bit_full_attn_layers,
         source=row.source,
         notes=row.notes,
+        stored_bytes=row.stored_bytes,
+        excluded=row.excluded,
         unserved=row.unserved,
     )
 
@@ -162,7 +169,7 @@ def _with_packing(model: CatalogueModel, name: str) -> CatalogueModel:
     told = _packing_of(name, model)
     if told in ("", model.packing):
         return model
-    return replace(model, packing=told)
+    return replace(model, packing=told, stored_bytes=None, excluded=())
 
 
 # Of what names and rows tell, the packings that no reader of ours unpacks (`packed` has those of a config).

@@ -7,6 +7,7 @@ again after a day.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 from msgspec import Struct
 
@@ -23,6 +24,8 @@ from backend.planner.fit.known_model import KnownModel
 # Part of the key: raise it when the answer of a commit changes with the code.
 _VERSION = 1
 _DAY = 86_400.0
+# Seconds in which the hub has to answer: a person waits, and the catalogue may know the model.
+_PATIENCE = 8.0
 
 
 class _Branch(Struct, frozen=True):
@@ -48,7 +51,7 @@ def remote_facts(name: HubName) -> KnownModel:
     if kept is not None:
         return kept
     with explained(name.repository, name.revision):
-        repository = look_up(name)
+        repository = look_up(name, _PATIENCE)
         if repository is None:
             raise unreachable(name.repository, None)
         known = read_kept(_key("commit", name, repository.commit), KnownModel) or _ask(repository)
@@ -87,7 +90,9 @@ def _ask(repository: Repository) -> KnownModel:
     config = folders.read_json(snapshot / "config.json")
     shards = _shards(repository)
     if shards is None:
-        return of_files(name, config, None, "the hub's config, without headers")
+        known = of_files(name, config, None, "the hub's config; it has no safetensors files")
+        why = "It has no safetensors files, and no others are read."
+        return replace(known, unserved=known.unserved or why)
     return of_files(name, config, remote_tensors(repository, shards), "the hub's config and headers")
 
 

@@ -35,7 +35,10 @@ def stored_weights(config: Config, tensors: Sequence[TensorEntry] | None, layers
     packing = _packing(quantization) if quantization else "model"
     excluded = tuple(str(one) for one in _excluded(quantization or {}))
     if tensors is None:
-        return StoredWeights(packing, None, excluded)
+        # A pattern for the attention of every layer leaves experts to be packed, if anything.
+        alone = any("attn" in one and "*" in one and not re.search(r"\d", one) for one in excluded)
+        packed = packing in ("model", "mxfp4") or not alone
+        return StoredWeights(packing if packed else f"{packing}+model", None, excluded)
     scaled = [tensor.name for tensor in tensors if _SCALES.search(tensor.name) and not is_encoder(tensor.name)]
     if packing not in ("model", "mxfp4") and scaled and all("expert" in name for name in scaled):
         packing += "+model"

@@ -91,7 +91,8 @@ def settle(prepared: Prepared, machine: Machine) -> Plan:
     threads, threads_reason = _threads(settings, machine, draft.ranks[0].target, len(draft.ranks))
     before, after = prepared.reasons
     reasons = (
-        *before, pool_reason, prepared.host_reason, disk_reason, context_reason, *after, threads_reason,
+        *before, pool_reason, prepared.host_reason, disk_reason, context_reason, wishes.facts.positions_reason, *after,
+        threads_reason,
     )  # fmt: skip
     link = draft.team.link
     return Plan(
@@ -174,7 +175,7 @@ def _check(settings: EngineSettings, facts: ModelFacts, machine: Machine) -> Non
     if settings.max_context is not None and settings.max_context > facts.max_positions:
         raise SettingError(
             f"--max-context {settings.max_context} is more than the model can do.",
-            f"It was made for {facts.max_positions} positions.",
+            facts.positions_reason or f"It was made for {facts.max_positions} positions.",
             f"Use --max-context {facts.max_positions} or less.",
         )
     if settings.threads is not None and settings.threads > machine.cpu.threads:

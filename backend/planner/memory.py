@@ -16,7 +16,8 @@ _MIB = 1 << 20
 # What a process that computes on a processor holds beside weights, pages and a step's tensors: interpreter, torch,
 # transformers, numba and the kernels it has compiled. Measured by `python -m tests.fit.measured --base` with torch 2.13
 # and Python 3.11: 551 to 560 MiB, of which 240 are the libraries' files, in the engine's process and in a rank's of its
-# own alike, with 1 to 64 threads, in bfloat16 and float32. A first start, which compiles the kernels, keeps 118 more.
+# own alike, with 1 to 64 threads, in bfloat16 and float32, with AVX-512 and AVX2. A machine's first start compiles some
+# kernels, which keeps 10 to 40 more.
 LIBRARIES_CPU = 556 * _MIB
 # What the library that multiplies int8 and nf4 weights brings along, measured so.
 _BITS_AND_BYTES_CPU = 39 * _MIB

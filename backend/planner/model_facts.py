@@ -34,7 +34,8 @@ class ModelFacts:
         layers: what each attention layer keeps, in the order of their slots.
         heads: query heads of each attention layer, in the order of their slots.
         hidden, intermediate, vocabulary: sizes; `intermediate` is the widest MLP (experts' width times active experts).
-        max_positions: positions the model was made for.
+        max_positions: positions the model was made for, or those up to which it is served.
+        positions_reason: why these are fewer, as a sentence; else empty.
         parameters: parameter count as stored (tied embeddings once).
         native_dtype: the dtype its config names.
         query_parameters, key_parameters: of each attention layer, those that are divided with its query heads (the
@@ -66,6 +67,7 @@ class ModelFacts:
     active_experts: int = 0
     linears: tuple[tuple[LinearShape, int], ...] = ()
     layer_parameters: tuple[int, ...] = ()
+    positions_reason: str = ""
 
     @property
     def attention_parameters(self) -> int:

@@ -100,6 +100,8 @@ def choose_context(draft: Draft, pages: int) -> tuple[int, str]:
         )
     if settings.max_context is not None:
         return settings.max_context, f"The context is {settings.max_context}, as --max-context asks."
+    if holds == most and draft.wishes.facts.positions_reason:
+        return holds, f"The context is {holds}."
     if holds == most:
         return holds, f"The context is the model's own, {holds}."
     return holds, f"The context is {holds} of the model's {most}: the pool holds no more."

@@ -119,7 +119,7 @@ def of_ranks(facts: ModelFacts, shares: Shares) -> tuple[ModelFacts, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """How much of everything a rank has: query and KV heads of layers with so many, columns, units of how many, rows."""
+    """How much a rank has of everything: query and KV heads of layers with so many, columns, units, rows."""
 
     heads: tuple[tuple[tuple[int, int], int, int], ...]
     columns: tuple[int, ...]
@@ -234,7 +234,7 @@ def _layers(layers: Sequence[LayerCache], kv_heads: Sequence[int]) -> tuple[Laye
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """What dividing an attention layer needs of it. A latent layer keeps one latent for all its heads, on every rank."""
+    """What dividing an attention layer needs of it. A latent layer keeps one latent on every rank."""
 
     heads: int
     kv_heads: int

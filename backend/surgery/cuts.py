@@ -53,7 +53,7 @@ class Cuts:
 def find_cuts(record: FlowRecord, traced: Traced, division: Division) -> Cuts:
     """The rank's part of every attention module and MLP that can be divided."""
     cuts = Cuts()
-    for layer in traced.layers:
+    for layer in traced.modules:
         if layer.name not in record.attention or not _cut_attention(cuts, record, layer, division):
             cuts.whole.append(layer.name)
     _cut_mlps(cuts, record, traced, division)

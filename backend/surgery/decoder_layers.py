@@ -11,9 +11,13 @@ from torch import nn
 def decoder_layers(model: nn.Module, attention: Iterable[str]) -> tuple[str, ...]:
     """Paths of the layers, in the order of the model's own lists of them, none of whose parameters has two users.
 
-    attention: paths of the attention modules; a layer is what the outermost list around one of them is made of.
+    attention: paths of the attention modules, in the order of their runs; a layer is what the outermost list around one
+    of them is made of. Layers that run several times in a pass have no turn of their own.
     """
-    lists = dict.fromkeys(path for path in (_list_around(model, name) for name in attention) if path is not None)
+    runs = Counter(attention)
+    around = {name: _list_around(model, name) for name in runs}
+    again = {around[name] for name, count in runs.items() if count > 1}
+    lists = dict.fromkeys(path for path in around.values() if path is not None and path not in again)
     paths = [f"{path}.{name}" for path in lists for name, _ in model.get_submodule(path).named_children()]
     users = Counter(id(one) for module in model.modules() for one in module._parameters.values() if one is not None)
     return tuple(path for path in paths if _alone(model.get_submodule(path), users))

@@ -24,7 +24,7 @@ from backend.surgery.trace import Traced, trace
 from quant.weight_sizes import LinearShape
 
 # Layers with a recurrent or convolutional state keep it outside K and V; none of these words names an attention module.
-_STATE_ATTRIBUTES = ("conv1d", "A_log", "dt_bias", "ssm_state_size")
+_STATE_ATTRIBUTES = ("conv1d", "A_log", "dt_bias", "ssm_state_size", "rg_lru")
 # Models whose difference from plain attention a trace without data cannot see.
 _REFUSED = MappingProxyType(
     {
@@ -61,6 +61,7 @@ def trace_model(config: PreTrainedConfig) -> tuple[ModelFacts, Traced]:
         layers = tuple(probe.as_latents(layer, model.get_submodule(layer.name)) for layer in traced.layers)
     traced = replace(traced, layers=layers)
     text: Any = config.get_text_config()
+    most = getattr(text, "max_position_embeddings", None) or 2048
     facts = ModelFacts(
         architecture=type(model).__name__,
         layers=tuple(layer.cache for layer in traced.layers),
@@ -68,7 +69,8 @@ def trace_model(config: PreTrainedConfig) -> tuple[ModelFacts, Traced]:
         hidden=text.hidden_size,
         intermediate=_intermediate(text),
         vocabulary=text.vocab_size,
-        max_positions=getattr(text, "max_position_embeddings", None) or 2048,
+        max_positions=min(most, traced.chosen or most),
+        positions_reason=_positions_reason(traced.chosen, most),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         native_dtype=str(config.dtype or "float32").removeprefix("torch."),
         active_experts=_active_experts(text),
@@ -77,6 +79,15 @@ def trace_model(config: PreTrainedConfig) -> tuple[ModelFacts, Traced]:
         layer_parameters=layer_parameters(model, decoder_layers(model, [layer.name for layer in traced.layers])),
     )
     return facts, traced
+
+
+def _positions_reason(chosen: int | None, most: int) -> str:
+    if chosen is None or chosen >= most:
+        return ""
+    return (
+        f"Each token of the model chooses {chosen:,} positions to attend to: contexts up to that length are served, of "
+        "which it attends to all."
+    )
 
 
 def own_facts(facts: ModelFacts, traced: Traced) -> ModelFacts:

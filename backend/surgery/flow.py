@@ -8,7 +8,8 @@ layer make which head or column; what follows from that is `cuts`' business.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.moe import ExpertsInterface
 
+from backend.surgery.choosers import idle
 from backend.surgery.handed_on import hand_on
 from backend.surgery.norm import rms_norm
 from backend.surgery.rope import RopeLengths, replace_rope
@@ -47,10 +49,12 @@ class FlowRecord:
 
     Attributes:
         outputs: the numbers that each linear layer answered with, [1, T, out], by its path.
-        inputs: what it was called with, [1, T, in]; layers that were called twice are in neither.
+        inputs: what it was called with, [1, T, in]; layers that were called more often than their decoder layer
+            are in neither.
         attention: by the module's path.
         parameters: those that are no linear layer's, by name, with gradients.
         opaque: numbers that stand for the residual stream, embeddings and experts.
+        again: where decoder layers run several times, `inputs` and `attention` of the second run, the third, and so on.
     """
 
     outputs: dict[str, Tensor] = field(default_factory=dict)
@@ -58,12 +62,31 @@ class FlowRecord:
     attention: dict[str, AttentionCall] = field(default_factory=dict)
     parameters: dict[str, Tensor] = field(default_factory=dict)
     opaque: list[Tensor] = field(default_factory=list)
-    twice: set[str] = field(default_factory=set)
+    again: list[FlowRecord] = field(default_factory=list)
 
-    def forget_repeated(self) -> None:
-        for path in self.twice:
-            self.outputs.pop(path, None)
-            self.inputs.pop(path, None)
+    def note_attention(self, name: str, call: AttentionCall) -> None:
+        self._of_run(name, lambda record: record.attention).attention[name] = call
+
+    def note_linear(self, path: str, output: Tensor, given: Tensor) -> None:
+        record = self._of_run(path, lambda record: record.inputs)
+        record.outputs[path], record.inputs[path] = output, given
+
+    def _of_run(self, name: str, notes: Callable[[FlowRecord], Mapping[str, Any]]) -> FlowRecord:
+        """The record of the first run that has no note of that name."""
+        for record in (self, *self.again):
+            if name not in notes(record):
+                return record
+        self.again.append(FlowRecord())
+        return self.again[-1]
+
+    def forget_repeated(self, runs: Callable[[str], int]) -> None:
+        """Drops linear layers that were called more often than `runs` says of their decoder layer."""
+        records = (self, *self.again)
+        calls = Counter(path for record in records for path in record.inputs)
+        for path in [path for path, count in calls.items() if count not in (1, runs(path))]:
+            for record in records:
+                record.outputs.pop(path, None)
+                record.inputs.pop(path, None)
 
 
 class FlowModel:
@@ -78,18 +101,21 @@ class FlowModel:
         self._full: dict[str, int] = {}
         self._names = {model.get_submodule(layer.name): layer.name for layer in traced.layers}
         self._lengths = RopeLengths()
+        idle(model, traced.choosers)
         self._record = FlowRecord()
         _register()
         _set_implementation(model)
         replace_rope(model, model.config, self._lengths)
         tell_positions(model, self._lengths)
         self._layers = {_layer_path(model, name) for name in self._names.values()}
+        self._runs: Counter[str] = Counter()
         self._prepare(traced)
         hand_on(model, traced.unhanded, "recorder")
 
     def run(self) -> FlowRecord:
         """Raises what the model's own code raises where it cannot work on what it is given."""
         self._record = record = FlowRecord()
+        self._runs.clear()
         positions = torch.arange(TOKENS)
         self._lengths.positions, self._lengths.lengths = positions, torch.full((TOKENS,), TOKENS)
         for name, parameter in self.model.named_parameters():
@@ -102,7 +128,7 @@ class FlowModel:
                 use_cache=False,
                 recorder=self,
             )
-        record.forget_repeated()
+        record.forget_repeated(self._runs_around)
         return record
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None) -> Tensor:
@@ -111,7 +137,7 @@ class FlowModel:
         heads = self._full.setdefault(name, query.shape[1])
         numbers = _numbers(f"{name} out", 1, TOKENS, heads, size)
         out = self._leaf((numbers if name not in self.kept else numbers[:, :, self.kept[name]]).flatten(2))
-        self._record.attention[name] = AttentionCall(query, key, value, sinks, out)
+        self._record.note_attention(name, AttentionCall(query, key, value, sinks, out))
         return out.unflatten(-1, (-1, size)).clone()
 
     def opaque(self, like: Tensor, name: str) -> Tensor:
@@ -143,10 +169,7 @@ class FlowModel:
     def _linear(self, path: str, width: int, x: Tensor) -> Tensor:
         numbers = _numbers(path, *x.shape[:-1], width)
         leaf = self._leaf(numbers if path not in self.kept else numbers[..., self.kept[path]])
-        record = self._record
-        if path in record.outputs:
-            record.twice.add(path)
-        record.outputs[path], record.inputs[path] = leaf, x
+        self._record.note_linear(path, leaf, x)
         return leaf.clone()
 
     def _embedding(self, path: str, width: int, tokens: Tensor) -> Tensor:
@@ -154,11 +177,17 @@ class FlowModel:
 
     def _cut_off(self, path: str, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """A layer sees its input as numbers of its own, so that gradients end there."""
+        self._runs[path] += 1
+        torch.set_grad_enabled(True)  # a model may want no gradients of a layer's earlier runs
         if arguments and isinstance(arguments[0], Tensor):
             return (self.opaque(arguments[0], path), *arguments[1:]), keywords
         if isinstance(keywords.get("hidden_states"), Tensor):
             return arguments, keywords | {"hidden_states": self.opaque(keywords["hidden_states"], path)}
         return arguments, keywords
+
+    def _runs_around(self, path: str) -> int:
+        """How often the decoder layer ran that holds the module."""
+        return next((runs for layer, runs in self._runs.items() if path.startswith(f"{layer}.")), 1)
 
     @staticmethod
     def _leaf(numbers: Tensor) -> Tensor:

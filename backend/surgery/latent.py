@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backend.surgery.choosers import EveryKey, Idle
 from backend.surgery.context import AttentionContext
 from backend.surgery.rotation import ROTATIONS
 
@@ -27,6 +28,7 @@ class LatentForm:
     """What a layer computes: sizes of a head's parts, and how queries and keys are rotated and scaled.
 
     A query of a head is [nope | rope]; a token's latent is `rank` elements, and its one rotated key `rope` more.
+    `hands_on`: it also answers which keys it attended to, for a later layer.
     """
 
     rank: int
@@ -35,6 +37,7 @@ class LatentForm:
     value: int
     rotation: str
     scaling: float
+    hands_on: bool = False
 
 
 class Expansion(nn.Module):
@@ -75,7 +78,7 @@ class LatentAttention(nn.Module):
         super().__init__()
         self.slot, self.form, self.heads = slot, form, heads
         for name, child in module.named_children():
-            if name != EXPANSION:
+            if name != EXPANSION and not isinstance(child, Idle):
                 self.add_module(name, child)
         weight: Any = module.get_submodule(EXPANSION).weight
         self.add_module(EXPANSION, Expansion(weight, heads, form))
@@ -83,10 +86,11 @@ class LatentAttention(nn.Module):
 
     def forward(
         self, hidden_states: Tensor, *, position_embeddings: Any, context: AttentionContext, **unused: Any
-    ) -> tuple[Tensor, None]:
+    ) -> tuple[Any, ...]:
         """hidden_states: [1, T, hidden] -> the same shape, and no weights."""
         values = self._child(EXPANSION).to_values(self._attend(hidden_states, position_embeddings, context))
-        return self._child(OUTPUT)(values.unsqueeze(0)), None
+        answer = self._child(OUTPUT)(values.unsqueeze(0)), None
+        return (*answer, EveryKey()) if self.form.hands_on else answer
 
     def _attend(self, x: Tensor, tables: Any, context: AttentionContext) -> Tensor:
         """[T, heads, rank]; nothing of queries outlives it, which are as large as what they become."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from backend.surgery import hook
+from backend.surgery.choosers import TOLD, EveryKey, Idle
 from backend.surgery.latent import (
     EXPANSION,
     LATENT,
@@ -105,7 +107,7 @@ class LatentProbe:
             LATENT_NORM: (form.rank,),
             LOW_RANK_QUERY[1]: (_HIDDEN,),
         }
-        for name, child in module.named_children():
+        for name, child in _own_children(module).items():
             probe._modules[name] = self._like(child, shapes[name])
         return probe
 
@@ -128,9 +130,13 @@ class LatentProbe:
         return self._drawn[shape]
 
 
+def _own_children(module: nn.Module) -> dict[str, nn.Module]:
+    return {name: child for name, child in module.named_children() if not isinstance(child, Idle)}
+
+
 def _sizes(layer: TracedLayer, module: nn.Module) -> LatentForm | None:
     """The sizes of a module that has the children of such attention and no others; not yet how it rotates or scales."""
-    children = dict(module.named_children())
+    children = _own_children(module)
     query = LOW_RANK_QUERY if LOW_RANK_QUERY[0] in children else WHOLE_QUERY
     expected = {*query, LATENT, LATENT_NORM, EXPANSION, OUTPUT}
     if set(children) != expected or module._parameters or not hasattr(module, "config"):
@@ -153,19 +159,23 @@ def _compare(probe: nn.Module, form: LatentForm, x: Tensor, angles: Tensor) -> L
     """The form with the module's own scaling, if ours then does the same; `form.rotation` is to be compared with."""
     tables = ROTATIONS[form.rotation].tables(angles)
     theirs, mine = _SumContext(form.value), _SumContext(form.rank)
+    choice = {TOLD: EveryKey()} if TOLD in signature(probe.forward).parameters else {}
     try:
-        given, weights = probe(
+        given, weights, *handed = probe(
             hidden_states=x,
             position_embeddings=tables,
             attention_mask=None,
             position_ids=torch.arange(_TOKENS)[None] * 100_000,  # far positions show scalings by position
             past_key_values=None,
             context=theirs,
+            **choice,
         )
         if theirs.scaling is None or weights is not None or not theirs.plain:
             return None
-        form = replace(form, scaling=theirs.scaling)
-        expected, _ = LatentAttention(probe, 0, _HEADS, form)(x, position_embeddings=tables, context=mine)
+        if len(handed) > 1 or not all(isinstance(one, EveryKey) for one in handed):
+            return None
+        form = replace(form, scaling=theirs.scaling, hands_on=bool(handed))
+        expected, *_ = LatentAttention(probe, 0, _HEADS, form)(x, position_embeddings=tables, context=mine)
         same = given.shape == expected.shape and (given - expected).abs().max() <= 1e-4 * expected.abs().max()
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError):
         return None  # one that asks for something else than we give

@@ -48,7 +48,8 @@ class ServedLinear(nn.Module):
     def adopt(self, stored: Linear) -> None:
         """Computes with `stored` from now on, which holds the weight and bias itself."""
         self.kernel = self.stored = stored
-        self._parameters.update(weight=None, bias=None)
+        # Nothing of the weight is left but its type, which some families ask for.
+        self._parameters.update(weight=nn.Parameter(self.weight.new_empty(0), requires_grad=False), bias=None)
 
     def multiply(self, x: Tensor) -> Tensor:
         """The plain product, over `weight` as it is now."""

@@ -16,6 +16,7 @@ from backend.parallel.quiet_group import QuietGroup
 from backend.surgery import hook
 from backend.surgery.arrivals import Arrivals
 from backend.surgery.build import build, materialize
+from backend.surgery.choosers import idle
 from backend.surgery.decoder_layers import decoder_layers
 from backend.surgery.describe import own_facts, trace_model
 from backend.surgery.divide import divide_model, finish_division
@@ -27,6 +28,7 @@ from backend.surgery.places import Places
 from backend.surgery.rope import RopeLengths
 from backend.surgery.safetensors_weights import read_safetensors
 from backend.surgery.store import held_bytes
+from backend.surgery.turns import take_turns
 from quant.weight_format import WeightFormat
 
 
@@ -77,7 +79,8 @@ def load_model(
     layers = decoder_layers(model, [layer.name for layer in traced.layers]) if hosted else ()
     divided = None
     ranks = QuietGroup(group) if group is not None else None
-    read = read_gguf(model, files) if files.format == "gguf" else read_safetensors(model, files)
+    idle(model, traced.choosers)
+    read = read_gguf(model, files) if files.format == "gguf" else read_safetensors(model, files, traced.choosers)
     if division is not None and ranks is not None and division.size > 1:
         divided = divide_model(model, config, traced, division, ranks)
         traced = divided.traced
@@ -85,6 +88,7 @@ def load_model(
     hook.number_slots([model.get_submodule(layer.name) for layer in traced.layers])
     lengths = RopeLengths()
     regimes = operate(model, traced, lengths)
+    take_turns(model, traced)
     hand_on(model, traced.unhanded, "context")
     away = {module for number in hosted for module in model.get_submodule(layers[number]).modules()}
     arrivals = Arrivals(model, stored, device, away) if stored is not None else None

@@ -21,6 +21,15 @@ class Mask:
 
     function: MaskFunction
 
+    def __getitem__(self, part: Any) -> Mask:
+        """The mask without its dimension of heads, for modules that ask for that: still the same.
+
+        Raises TypeError for another part.
+        """
+        if part not in ((slice(None), 0), (slice(None), 0, slice(None), slice(None))):
+            raise TypeError("a part of the mask is asked for")
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class Sight:

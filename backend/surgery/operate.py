@@ -15,7 +15,7 @@ from backend.surgery.linears import PartLinear, SharedProduct, merge, mergeable,
 from backend.surgery.norm import ServedRMSNorm, rms_norm
 from backend.surgery.rope import RopeLengths, RopeRegimes, replace_rope
 from backend.surgery.tempered import tell_positions
-from backend.surgery.trace import Traced
+from backend.surgery.trace import Traced, TracedLayer
 
 
 def operate(model: PreTrainedModel, traced: Traced, lengths: RopeLengths) -> RopeRegimes:
@@ -46,14 +46,20 @@ def _replace_mlps(model: nn.Module) -> None:
 def _replace_attention(model: nn.Module, traced: Traced) -> None:
     groups = {names[0].rpartition(".")[0]: names for names in traced.shared_inputs}
     for slot, layer in enumerate(traced.layers):
+        if layer in traced.layers[:slot]:  # the same module's next run
+            continue
+        module = model.get_submodule(layer.name)
         if layer.latent is not None:
-            module = model.get_submodule(layer.name)
             model.set_submodule(layer.name, LatentAttention(module, slot, layer.heads, layer.latent))
-        elif layer.name in groups and traced.rotary_sizes.get(layer.name) == layer.cache.key_size:
-            module = model.get_submodule(layer.name)
+        # What runs several times is no layer of a fused stack, which knows one slot of each.
+        elif layer.name in groups and layer.name not in traced.repeated and _is_rotated(layer, traced):
             replacement = served_attention(module, layer, slot, groups[layer.name])
             if replacement is not None:
                 model.set_submodule(layer.name, replacement)
+
+
+def _is_rotated(layer: TracedLayer, traced: Traced) -> bool:
+    return traced.rotary_sizes.get(layer.name) == layer.cache.key_size
 
 
 def _merge_projections(model: nn.Module, traced: Traced) -> None:

@@ -43,13 +43,18 @@ class _Reading:
     ignored: list[str] = field(default_factory=list)
 
 
-def read_safetensors(model: PreTrainedModel, files: ModelFiles) -> Callable[[Places, Callable[[int, int], None]], None]:
-    """Prepares reading for a model before surgery; the function returned fills the places of the operated model."""
+def read_safetensors(
+    model: PreTrainedModel, files: ModelFiles, idle: tuple[str, ...] = ()
+) -> Callable[[Places, Callable[[int, int], None]], None]:
+    """Prepares reading for a model before surgery; the function returned fills the places of the operated model.
+
+    idle: paths of modules that are left out; what the files have of them is not read.
+    """
     with ExitStack() as stack:
         shards = [stack.enter_context(safe_open(path, framework="pt")) for path in files.weights]
         names = [name for shard in shards for name in shard.keys()]  # noqa: SIM118 - not a mapping
     source = TensorSource(names, _packing(model), files.name)
-    reading = _assign(model, source.names, files.name)
+    reading = _assign(model, source.names, files.name, idle)
 
     def read(places: Places, on_progress: Callable[[int, int], None]) -> None:
         _Reader(files, source, places, on_progress).read(reading, model)
@@ -66,16 +71,19 @@ def _packing(model: PreTrainedModel) -> Packing | None:
     return PACKINGS[str(stated["quant_method"])](stated)
 
 
-def _assign(model: PreTrainedModel, names: list[str], file: str) -> _Reading:
+def _assign(model: PreTrainedModel, names: list[str], file: str, idle: tuple[str, ...]) -> _Reading:
     transforms = get_model_conversion_mapping(model)
     renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
     known = model.state_dict()
+    unread = tuple(f"{path}." for path in idle)
     reading = _Reading()
     for name in sorted(names, key=_natural):
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, known)
-        if pattern is not None:
+        if target.startswith(unread):
+            reading.ignored.append(name)
+        elif pattern is not None:
             reading.groups.setdefault(target, _Group(by_pattern[pattern])).sources.append((name, pattern))
         elif target in known:
             reading.direct[name] = target

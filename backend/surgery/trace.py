@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
+from backend.surgery.chooser_probe import Call, chosen_positions
+from backend.surgery.choosers import EveryKey, Idle, choosers, idle
 from backend.surgery.handed_on import hand_on
 from backend.surgery.latent import LatentForm
 from backend.surgery.mask import Mask, MaskFunction, OddMaskError, Sight, sight
@@ -58,17 +60,31 @@ class Traced:
     """What a trace found.
 
     Attributes:
-        layers: attention layers in the order of their slots.
+        layers: attention calls in the order of their slots; a module that runs several times has one for each run.
         shared_inputs: names of linear layers that were called with one and the same tensor, in order of calls.
         rotary_sizes: for the modules that were called with the keyword `position_embeddings`, two tables, and at
             most one argument without keyword: the columns of the tables.
         unhanded: attention modules whose layers do not pass the model's further arguments on to them.
+        choosers: modules that choose attention's keys; they need not run up to `chosen` positions, None without any.
     """
 
     layers: tuple[TracedLayer, ...]
     shared_inputs: tuple[tuple[str, ...], ...]
     rotary_sizes: Mapping[str, int]
     unhanded: tuple[str, ...] = ()
+    choosers: tuple[str, ...] = ()
+    chosen: int | None = None
+
+    @property
+    def modules(self) -> tuple[TracedLayer, ...]:
+        """Each attention module once, in the order of first calls; all calls of one are alike."""
+        return tuple({layer.name: layer for layer in self.layers}.values())
+
+    @property
+    def repeated(self) -> frozenset[str]:
+        """The modules that run several times in a pass."""
+        runs = Counter(layer.name for layer in self.layers)
+        return frozenset(name for name, count in runs.items() if count > 1)
 
 
 @dataclass(slots=True)
@@ -79,6 +95,7 @@ class _Recorder:
     inputs: list[tuple[str, Tensor]] = field(default_factory=list)
     rotary_sizes: dict[str, int] = field(default_factory=dict)
     unhanded: dict[str, None] = field(default_factory=dict)
+    called_with: dict[str, Call] = field(default_factory=dict)
 
     def watch(self, model: nn.Module) -> None:
         """Notes from now on which tensor each linear layer is called with."""
@@ -89,16 +106,15 @@ class _Recorder:
                 vars(module)["forward"] = _like_first
             elif type(module) is nn.Linear:
                 module.register_forward_pre_hook(partial(self._note, name))
-            elif hasattr(module, "layer_idx"):
-                module.register_forward_pre_hook(partial(self._note_rotation, name), with_kwargs=True)
+            elif hasattr(module, "layer_idx") or isinstance(module, Idle):
+                module.register_forward_pre_hook(partial(self._note_call, name), with_kwargs=True)
 
     def _note(self, name: str, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         if arguments:
             self.inputs.append((name, arguments[0]))
 
-    def _note_rotation(
-        self, name: str, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
-    ) -> None:
+    def _note_call(self, name: str, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        self.called_with[name] = arguments, keywords
         tables = keywords.get("position_embeddings")
         if len(arguments) <= 1 and isinstance(tables, tuple) and len(tables) == 2:
             self.rotary_sizes[name] = tables[0].shape[-1]
@@ -141,10 +157,13 @@ def _record(
 def trace(model: PreTrainedModel, lengths: RopeLengths) -> Traced:
     """Runs a model whose tensors are all on meta; its attention layers are numbered in the order of their calls.
 
+    Modules that choose keys are gone from the model afterwards.
+
     Raises:
         UnsupportedModelError: attention that we would not reproduce; the reason names what is odd.
     """
-    recorder = _Recorder()
+    chosen_by, recorder = choosers(model), _Recorder()
+    idle(model, tuple(chosen_by))
     recorder.watch(model)
     tokens = torch.zeros(1, _TRACE_TOKENS, dtype=torch.long, device="meta")
     arguments = {"attention_mask": torch.ones_like(tokens), "use_cache": False, "recorder": recorder}
@@ -160,10 +179,17 @@ def trace(model: PreTrainedModel, lengths: RopeLengths) -> Traced:
     layers = tuple(_layer(config, names[call[0]], call, known) for call in recorder.calls)
     if not layers:
         raise unsupported(config, "no layer of it computes attention through transformers' attention interface")
-    if len({layer.name for layer in layers}) != len(layers):
-        raise unsupported(config, "one of its attention modules runs more than once in a pass")
-    unhanded = tuple(layer.name for layer in layers if layer.name in recorder.unhanded)
-    return Traced(layers, recorder.shared_inputs(), MappingProxyType(recorder.rotary_sizes), unhanded)
+    if len({layer.name for layer in layers}) != len(set(layers)):
+        raise unsupported(config, "one of its attention modules does something else each time it runs in a pass")
+    unhanded = tuple(name for name in recorder.unhanded if name in {layer.name for layer in layers})
+    told = {names[call[0]]: call[0] for call in recorder.calls if any(map(_is_choice, call[-1].values()))}
+    positions = chosen_positions(config, told, chosen_by, recorder.called_with) if told or chosen_by else None
+    rotary_sizes = MappingProxyType(recorder.rotary_sizes)
+    return Traced(layers, recorder.shared_inputs(), rotary_sizes, unhanded, tuple(chosen_by), positions)
+
+
+def _is_choice(given: object) -> bool:
+    return isinstance(given, EveryKey)
 
 
 def are_own_experts(module: nn.Module) -> bool:
@@ -213,7 +239,7 @@ def _layer(config: PreTrainedConfig, name: str, call: tuple[Any, ...], known: di
 
 def _matters(given: object) -> bool:
     """Whether an extra argument could change attention: tensors and numbers may, flags that are off do not."""
-    return not (given is None or given is False or (isinstance(given, tuple | dict) and not given))
+    return not (given is None or given is False or _is_choice(given) or (isinstance(given, tuple | dict) and not given))
 
 
 def _sight(config: PreTrainedConfig, name: str, mask: Any, known: dict[Mask, Sight]) -> Sight:

@@ -113,9 +113,16 @@ class Worker:
             case Poll(patience=patience):
                 return StepDone([], self._rank.collectives, tuple(self._rank.transfers_done(patience)))
             case Measure():
-                return Measured(self._rank.measure())
+                return self._measure()
             case Describe() | Load() | WarmUp():
                 return self._prepare(message)
+
+    def _measure(self) -> FromWorker:
+        self._heart.step_begins()
+        try:
+            return Measured(self._rank.measure())
+        finally:
+            self._heart.step_ends()
 
     def _prepare(self, message: Describe | Load | WarmUp) -> FromWorker:
         try:

@@ -18,13 +18,14 @@ from msgspec.structs import replace
 from backend.engine_settings import EngineSettings
 from backend.errors import EngineUnavailableError
 from backend.events import End, EngineStatistics, Start, Token
+from backend.lasting_statistics import CACHE_COUNTERS
 from backend.library.files import ModelFiles
 from backend.measured_rank import MeasuredRank
 from backend.messages import Ready, StepOutput
 from backend.planner.plan import MemoryTerm, Rank
 from backend.request import Request, Sampling
 from backend.revival import RevivalPolicy
-from backend.supervisor import CACHE_COUNTERS, EngineSupervisor
+from backend.supervisor import EngineSupervisor
 from kvcache.statistics import CacheMap, CacheStatistics
 from tests.fakes.engine_main import PAGES
 from tests.fakes.engine_options import EngineOptions, expected_answer

@@ -65,6 +65,9 @@ _LONG = _rope(
     original_max_position_embeddings=24,
 )
 
+# As many positions are chosen as the longest sequence of any test has.
+_CHOOSER: dict[str, Any] = {"index_topk": 96, "index_head_dim": 16, "index_n_heads": 2}
+
 FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": _family("Llama"),
     "llama-wide": _family("Llama", **_WIDE),
@@ -140,6 +143,20 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     "deepseek-v2-lite": _family("DeepseekV2", **_LATENT | {"q_lora_rank": None}),
     "glm4-moe-lite": _family("Glm4MoeLite", **_LATENT),
     "minicpm3": _family("MiniCPM3", **_LATENT),
+    "deepseek-v32": _family("DeepseekV32", **_LATENT | _CHOOSER),
+    "glm-moe-dsa": _family("GlmMoeDsa", **_LATENT | _CHOOSER, indexer_types=["full", "shared", "full"]),
+    "axk2": _family("AXK2", **_LATENT | _CHOOSER, gated_norm_rank=4),
+    "hy-v4": _family("HYV4", **_LATENT | _CHOOSER, hc_mult=2),
+    "dots3-note": _family(
+        "Dots3NoteText",
+        **_LATENT | _CHOOSER,
+        **{f"swa_{name}": _LATENT[name] for name in ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "v_head_dim")},
+        swa_num_attention_heads=4,
+        swa_num_key_value_heads=4,
+        swa_head_dim=24,
+        sliding_window=WINDOW,
+    ),
+    "hrm-text": _family("HrmText", **_HEADS | {"num_hidden_layers": 2}, H_cycles=2, L_cycles=2, embedding_scale=2.0),
 }
 
 

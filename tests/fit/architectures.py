@@ -1,7 +1,7 @@
-"""Facts of every architecture that transformers knows, against the model it builds: `python -m tests.fit.architectures`.
+"""Facts of every architecture that transformers knows: `python -m tests.fit.architectures [TYPE ...]`.
 
-Prints a line for each type of causal language model (or for those named as arguments), and ends with a line of JSON.
-Its status is 1 where a type gives no answer, or a wrong count.
+Each is held to the model that transformers builds. Prints a line for each type of causal language model, and ends with
+a line of JSON. Its status is 1 where a type gives no answer, or a wrong count.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Answer:
     """What was found of a type.
 
     Attributes:
-        verdict: "served", "traced not" (counted on meta), "by fields", "wrong" or "nothing".
+        verdict: "served", "outlined" (refused, and counted on meta), "by fields", "wrong", "nothing", or "no config"
+            where transformers refuses the type's own default one.
         why: of what is not served, the reason; of what is wrong, the numbers.
     """
 
@@ -42,13 +43,15 @@ class Answer:
 
 def kinds() -> dict[str, type[PreTrainedConfig]]:
     """Every type of causal language model."""
-    return {config.model_type: config for config in AutoModelForCausalLM._model_mapping.keys()}
+    return {config.model_type: config for config in AutoModelForCausalLM._model_mapping.keys()}  # noqa: SIM118
 
 
 def answer(config: type[PreTrainedConfig]) -> Answer:
     """The facts of a small model of the type, and whether they are those of the model that transformers builds."""
     kind = config.model_type
     raw = _raw(config)
+    if raw is None:
+        return Answer(kind, "no config", "", None)
     try:
         known = facts_of(raw)
     except ShardwiseError as error:
@@ -56,16 +59,21 @@ def answer(config: type[PreTrainedConfig]) -> Answer:
     wrong = _wrong(raw, known)
     if wrong:
         return Answer(kind, "wrong", wrong, known)
-    verdict = "by fields" if not known.exact else "traced not" if known.unserved else "served"
+    verdict = "by fields" if not known.exact else "outlined" if known.unserved else "served"
     return Answer(kind, verdict, known.unserved, known)
 
 
-def _raw(config: type[PreTrainedConfig]) -> dict[str, Any]:
+def _raw(config: type[PreTrainedConfig]) -> dict[str, Any] | None:
     """A config.json: shrunk where the type can be, of its default sizes else (on meta they take no memory)."""
-    try:
-        made = shrink(config)
-    except Exception:  # noqa: BLE001
-        made = config()
+    made = None
+    for make in (lambda: shrink(config), config):
+        try:
+            made = make()
+            break
+        except Exception:  # noqa: BLE001
+            continue
+    if made is None:
+        return None
     return json.loads(json.dumps(made.to_dict(), default=str)) | {"model_type": config.model_type}
 
 

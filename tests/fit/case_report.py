@@ -1,4 +1,4 @@
-"""The table of `tests.fit.cases`: a line for each row and term, and what is left when one source is left out."""
+"""The table of `tests.fit.cases`: a line for each row and term, and each source by itself and left out."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ from collections.abc import Sequence
 
 from tests.fit.case_score import ScoredCase, summary
 
+# What every figure of a line is; none where a source logged no such term.
+_FIGURES = "weights % median/90%, pool GiB median/90%, tokens % median, failed and called so/ran and called too large"
+
 
 def print_report(cases: Sequence[ScoredCase]) -> None:
     for case in cases:
         print(f"{case.id}: skipped, {case.skipped}" if case.skipped else _lines(case))
-    print("\nWithout one source: weights median/p90 %, pool median/p90 GiB, tokens median %, verdicts")
-    for source in sorted({case.source for case in cases}):
+    print(f"\nBy source: that source alone, and all others without it ({_FIGURES})")
+    for source in sorted({case.source for case in cases if not case.skipped}):
+        alone = [case for case in cases if case.source == source and not case.skipped]
         left = [case for case in cases if case.source != source]
-        print(f"  {len(cases) - len(left):3d} rows of {source[:70]:70s} {_figures(left)}")
+        print(f"  {len(alone):3d} rows of {source[:64]:64s} {_figures(alone):40s} | {_figures(left)}")
 
 
 def _lines(case: ScoredCase) -> str:
@@ -33,4 +37,8 @@ def _amount(value: float) -> str:
 def _figures(cases: Sequence[ScoredCase]) -> str:
     told = summary(cases)
     parts = [told[name] for name in ("weights_gib", "kv_gib", "kv_tokens", "verdicts")]
-    return "  ".join("/".join(str(value) for value in part.values()) for part in parts if isinstance(part, dict))
+    return "  ".join("/".join(_figure(value) for value in part.values()) for part in parts if isinstance(part, dict))
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"

@@ -112,14 +112,14 @@ def _source(row: Mapping[str, Any]) -> str:
 
 
 def _model(row: Mapping[str, Any]) -> CatalogueModel | None:
-    """The catalogue's row of that id; or that of the model's own name, if it has the same sizes and tells more
-    (encoders that come with it)."""
+    """The catalogue's row of that id; or that of the model's own name, if it has the same sizes and tells more:
+    encoders that come with it, or what its checkpoint leaves out of packing."""
     facts = row.get("facts")
     if not facts:
         return None
     found = next((model for model in catalogue() if model.id == facts), None) or find_in_catalogue(str(facts))
     named = find_in_catalogue(str(row.get("model") or ""))
-    if found and named and named.dimensions.other_parameters and _alike(found, named):
+    if found and named and (named.dimensions.other_parameters or named.excluded) and _alike(found, named):
         return named
     return found
 

@@ -53,11 +53,11 @@ class Answer:
     failure: str
 
 
-def answer(model: str, hardware: str) -> Answer:
+def answer(model: str, hardware: str, ask: FitAsk | None = None) -> Answer:
     """Asks, and prints into nothing."""
     began = time.process_time()
     try:
-        (report,) = fit_reports(model, [hardware], FitAsk(), offline=True)
+        (report,) = fit_reports(model, [hardware], ask or FitAsk(), offline=True)
         text, failure = as_text(report, 8), ""
         wide = max(map(len, text.splitlines()))
         if wide > 80:
@@ -76,9 +76,17 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=0.5, help="Seconds that an answer may take.")
     parser.add_argument("--slowest", type=int, default=10, help="How many of the slowest to print.")
     parser.add_argument("--every", type=int, default=1, help="Ask of every Nth model only.")
+    parser.add_argument("--engine", choices=("shardwise", "vllm"), default="shardwise", help="Whose accounting.")
+    parser.add_argument("--users", type=int, default=1, help="Answered at the same time.")
+    parser.add_argument(
+        "--goal", choices=("latency", "throughput", "cost"), default="latency", help="What ranks first."
+    )
     options = parser.parse_args()
+    ask = FitAsk(engine=options.engine, users=options.users, goal=options.goal)
+    # vLLM is planned for on GPUs alone.
+    places = [each for each in HARDWARE if options.engine == "shardwise" or not each.startswith("cpu")]
     names = [model.id for model in catalogue()][:: options.every]
-    answers = [answer(model, hardware) for model in names for hardware in HARDWARE]
+    answers = [answer(model, hardware, ask) for model in names for hardware in places]
     failed = [each for each in answers if each.failure]
     slow = [each for each in answers if each.seconds > options.limit]
     for each in sorted(answers, key=lambda one: -one.seconds)[: options.slowest]:

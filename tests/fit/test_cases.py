@@ -13,7 +13,7 @@ import pytest
 
 from tests.fit.case_prediction import predict
 from tests.fit.case_row import read_row
-from tests.fit.case_score import ScoredCase, relative, score, summary
+from tests.fit.case_score import ScoredCase, absolute, relative, score, summary
 from tests.fit.cases import main, read_case
 from tests.fit.engine_words import engine_of
 from tests.fit.gpu_words import gpu_of
@@ -191,3 +191,13 @@ def test_numbers_in_other_spellings(change: Callable[[dict[str, Any]], None]) ->
     told = score(row)
     change(row)
     assert score(row) == told
+
+
+def test_runs_that_were_looked_up_later_meet_the_targets() -> None:
+    lines = (_FILE.parent / "fit_more.jsonl").read_text().splitlines()
+    cases = [read_case(line) for line in lines]
+    assert not any(case.skipped for case in cases)
+    assert max(relative(cases, "weights_gib")) <= 3
+    assert max(absolute(cases, "kv_gib")) <= 1.5
+    assert max(relative(cases, "kv_tokens")) <= 3
+    assert all(case.verdict in ("too large", "fragile") for case in cases if case.failed)

@@ -54,8 +54,8 @@ def _report(asked: Question, judge: Judge, entries: list[Subject], serve: Subjec
     if not entries:
         raise SettingError(
             f"{asked.model.name} cannot be planned for {asked.cluster.name}.",
-            f"{asked.ask.engine} has no way to divide it over these devices in the formats that were asked for.",
-            "Leave --weights and --kv-format away, or name other hardware.",
+            f"{asked.ask.engine} has no way to put it on these devices in the formats that were asked for.",
+            "Leave --weights and --kv-format away, or name hardware with GPUs.",
         )
     shown = [one.plan for one in _worth_showing(entries)]
     order = ranked(shown, asked.ask.goal, serve.plan if serve else None)

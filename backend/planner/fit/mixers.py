@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import TypeVar
 
 from backend.planner.fit.dimensions import (
     CHUNKED,
@@ -18,12 +19,17 @@ from backend.planner.fit.dimensions import (
     MLP_ALONE,
     SLIDING,
     Compressed,
+    DeltaNet,
     Dimensions,
     Heads,
     Indexer,
+    Latent,
+    Mamba,
 )
 from backend.planner.fit.layer_sum import LayerSum
 from kvcache.layout import Keeps, LayerCache
+
+Sizes = TypeVar("Sizes", DeltaNet, Mamba)
 
 
 def add_mixer(layer: LayerSum, model: Dimensions, index: int, kind: str) -> None:
@@ -33,7 +39,7 @@ def add_mixer(layer: LayerSum, model: Dimensions, index: int, kind: str) -> None
     elif model.compressed is not None:
         _compressed(layer, model, model.compressed, kind)
     elif model.mla is not None:
-        _latent(layer, model, index)
+        _latent(layer, model, model.mla, index)
     else:
         _attention(layer, model, index, kind)
 
@@ -74,9 +80,7 @@ def _indexer(layer: LayerSum, model: Dimensions, indexer: Indexer) -> None:
     layer.rest += layer.linear(indexer.head_dim, model.hidden) + 2 * indexer.head_dim
 
 
-def _latent(layer: LayerSum, model: Dimensions, index: int) -> None:
-    latent = model.mla
-    assert latent is not None
+def _latent(layer: LayerSum, model: Dimensions, latent: Latent, index: int) -> None:
     key, rank = latent.qk_nope_head_dim + latent.qk_rope_head_dim, latent.q_lora_rank
     if rank is None:
         layer.queries += layer.linear(model.heads * key, model.hidden)
@@ -129,8 +133,7 @@ def _compressor(layer: LayerSum, hidden: int, size: int, positions: int, overlap
 
 
 def _delta(layer: LayerSum, model: Dimensions) -> None:
-    net = model.delta
-    assert net is not None
+    net = _known(model.delta, "delta")
     keys, values = net.key_heads * net.key_dim, net.value_heads * net.value_dim
     mixed = 2 * keys + values
     layer.state += layer.linear(mixed, model.hidden) + layer.linear(values, model.hidden)
@@ -141,13 +144,19 @@ def _delta(layer: LayerSum, model: Dimensions) -> None:
 
 
 def _mamba(layer: LayerSum, model: Dimensions) -> None:
-    net = model.mamba
-    assert net is not None
+    net = _known(model.mamba, "mamba")
     inner = net.heads * net.head_dim
     mixed = inner + 2 * net.groups * net.state
     layer.state += layer.linear(inner + mixed + net.heads, model.hidden) + layer.linear(model.hidden, inner)
     layer.state += mixed * (net.kernel + 1) + 3 * net.heads + inner
     layer.state_elements = mixed * net.kernel + inner * net.state
+
+
+def _known(sizes: Sizes | None, name: str) -> Sizes:
+    """Sizes that a layer of the pattern needs. Raises ValueError where the dimensions have none."""
+    if sizes is None:
+        raise ValueError(f"the pattern of layers needs {name}, which the dimensions lack")
+    return sizes
 
 
 def _nothing(layer: LayerSum, model: Dimensions) -> None:

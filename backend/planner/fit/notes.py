@@ -16,10 +16,10 @@ def notes(asked: Question) -> tuple[str, ...]:
 def _notes(asked: Question) -> Iterator[str]:
     model, cluster = asked.model, asked.cluster
     if model.unserved:
-        yield f"This version does not serve the model: {model.unserved}"
+        yield model.unserved
     if not model.exact:
         yield "Weights follow from the model's dimensions, not from headers of its files: within 1% for most models."
-    if model.other_parameters:
+    if model.other_parameters and asked.ask.engine == "shardwise":
         size = human_bytes(2 * model.other_parameters)
         yield f"Its encoders of images or sound ({size}) are not loaded: only its text model is served."
     for number, machine in enumerate(cluster.machines):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from backend.planner.fit.candidate import Question
 from backend.planner.fit.judged import Judged
 from backend.planner.fit.report import Bound, Speed
-from backend.planner.units import human_bytes
+from backend.planner.units import human_bytes, human_seconds
 
 _BOUNDS: dict[Bound, str] = {
     "memory": "reading weights and pages from memory",
@@ -15,6 +15,8 @@ _BOUNDS: dict[Bound, str] = {
     "link": "what ranks send each other",
     "launch": "starting kernels",
 }
+# Parts that differ by more than this are told of.
+_UNEQUAL = 1.1
 _LOSSES = {
     "int8": "Weights in int8 take half of 16 bits, and change answers a little: compare before you rely on it.",
     "fp8": "Weights in fp8 take half of 16 bits, and change answers a little: compare before you rely on it.",
@@ -34,17 +36,13 @@ def blocked(asked: Question, one: Judged) -> str:
         return model.unserved
     if model.states:
         return "Some of its layers keep a state instead of keys and values, which this version does not serve."
-    if one.verdict.kind == "too large" and shape.own:
-        return "It does not fit."
     if shape.replicas > 1:
         return f"One server runs one replica: start {shape.replicas} of them, and share requests out between them."
     machines = {seat.machine for seat in shape.seats[0]}
     if shape.stages > 1:
         where = f" on {len(machines)} machines" if len(machines) > 1 else ""
         return f"This version divides layers over GPUs, and does not run {shape.stages} stages{where} yet."
-    if one.candidate.settings.kv_pool is not None or shape.own:
-        return "It does not fit."
-    return "This version does not run it."
+    return "It does not fit."
 
 
 def _own(asked: Question, one: Judged) -> Iterator[str]:
@@ -68,7 +66,7 @@ def _own(asked: Question, one: Judged) -> Iterator[str]:
 
 
 def _waits(speed: Speed) -> str:
-    alone = f"{speed.alone.likely * 1000:.3g} ms"
+    alone = human_seconds(speed.alone.likely)
     return f"A token is predicted to take {alone} alone; a step waits for {_BOUNDS[speed.bound]}."
 
 
@@ -91,6 +89,10 @@ def _division(one: Judged) -> Iterator[str]:
             f"{len(counts)} stages of {each}: a token passes them one after the other, so they add room and "
             "throughput, and make one answer no faster."
         )
+    parts = replica.first.shares.mlp
+    if max(parts) > _UNEQUAL * min(parts):
+        shown = ", ".join(f"{part / sum(parts):.0%}" for part in parts)
+        yield f"Ranks get parts as large as their GPUs are fast, and as their memory allows: {shown} of MLPs."
     kept = min((layer.kv_heads for group in replica.layout.groups for layer in [group.layer]), default=0)
     ranks = one.candidate.shape.tensor
     if 0 < kept < ranks:

@@ -30,7 +30,8 @@ class GpuUse(Struct, frozen=True):
         name: as people call it.
         stage, rank: the part of the plan that lies there.
         total, usable: all of it, and what the engine may take.
-        terms: weights, kv, activations, graphs, communication, context (libraries), streaming: those that are not 0.
+        terms: those that are not 0. Of shardwise: weights, kv, activations, libraries (the CUDA context included),
+            communication, streaming, states; of vLLM: weights, kv, activations, graphs, communication, context.
         unused: what is left of `usable`; below 0 where it is short.
     """
 
@@ -157,9 +158,10 @@ class FitReport(Struct, frozen=True, kw_only=True):
         ask: as it was resolved (context, version).
         plans: at least one.
         best: position of the best plan that fits; None where none does.
-        serve: position of the plan that `shardwise serve` takes here by itself; None where it refuses, or the hardware
-            is elsewhere.
-        ways_out: three at most, where the best plan does not fit or is fragile.
+        serve: position of the plan that `shardwise serve` would take on the first machine by itself, wherever that is;
+            None where it would refuse, and where formats were asked for that it does not take by itself.
+        ways_out: three at most, where that plan, or what comes nearest to one in the model's own formats, does not fit
+            or is fragile; the best plan may be one of them.
         notes: sentences about the whole (facts that are estimates, GPUs that were left out).
     """
 

@@ -8,24 +8,17 @@ from backend.errors import SettingError
 from backend.planner.cost import cost_of
 from backend.planner.fit.candidate import Question
 from backend.planner.fit.packings import packing
-from backend.planner.fit.report import FitPlan, GpuUse, Speed, Verdict
+from backend.planner.fit.report import FitPlan, GpuUse, Verdict
 from backend.planner.fit.shape import Seat, Shape
-from backend.planner.fit.speeds import between
-from backend.planner.fit.stages import cut
 from backend.planner.fit.verdict import estimate_error
-from backend.planner.groups import group_link, speed
+from backend.planner.fit.vllm_speed import vllm_speed
 from backend.planner.plan import MemoryTerm
-from backend.planner.shares import Shares, of_ranks
-from backend.planner.timing.device_speed import NumberKind
-from backend.planner.timing.prediction import predict
-from backend.planner.timing.work import RankWork, StageWork, Work
 from backend.planner.units import human_bytes
 from backend.planner.vllm.account import account
 from backend.planner.vllm.deployment import NEWEST, Version, VllmDeployment, default_deployment
 from backend.planner.vllm.division import refusal
 from backend.planner.vllm.kv_groups import kv_groups
 from backend.planner.vllm.vllm_memory import StageMemory, VllmMemory
-from kvcache.layout import LayerCache
 
 # Formats that vLLM makes of 16-bit weights while it loads them, by our names: its option, and how they are packed.
 _LOADED = {"fp8": ("fp8", "fp8-tensor"), "nf4": ("bitsandbytes", "nf4")}
@@ -120,7 +113,7 @@ class VllmBench:
         at_once = sum(int(memory.concurrency) for memory in memories)
         speed = None
         if verdict.kind != "too large":
-            speed = _speed(asked, shape, deployments[0], memories[0])
+            speed = vllm_speed(asked, shape, deployments[0], memories[0])
         names = [
             asked.cluster.machines[seat.machine].gpus[number].name
             for seats in shape.seats for seat in seats for number in seat.gpus
@@ -267,69 +260,3 @@ def _reasons(
         yield f"Weights stay packed as the checkpoint has them ({packing(asked.model.stored.packing).title})."
     if shape.replicas > 1:
         yield f"Start it {shape.replicas} times, and share requests out between them."
-
-
-def _speed(asked: Question, shape: Shape, deployment: VllmDeployment, memory: VllmMemory) -> Speed | None:
-    ask = asked.ask
-    work = _work(asked, shape, deployment, memory)
-    if work is None:
-        return None
-    tokens = min(asked.context, ask.prompt + ask.answer)
-    each = int(memory.concurrency * asked.context / max(1, tokens))
-    return predict(
-        work,
-        prompt=ask.prompt,
-        answer=ask.answer,
-        context=asked.context,
-        users=ask.users,
-        most_sequences=max(1, each) * shape.replicas,
-        engine="vllm",
-    )
-
-
-def _work(asked: Question, shape: Shape, deployment: VllmDeployment, memory: VllmMemory) -> Work | None:
-    """None where the model cannot be cut into these stages here."""
-    facts, seats = asked.model.facts, shape.seats[0]
-    shares = Shares((1.0,) * shape.tensor, (1.0,) * shape.tensor, "expert" if deployment.expert_parallel else "tensor")
-    states = sum(layers.count for layers in asked.model.states)
-    state_bytes = sum(layers.count * layers.bytes for layers in asked.model.states)
-    stages: list[StageWork] = []
-    try:
-        parts = cut(facts, facts.parameters * deployment.element, deployment.element, [1.0] * len(seats))
-        for seat, part, stage in zip(seats, parts, memory.stages, strict=True):
-            machine = asked.cluster.machines[seat.machine]
-            ranks = tuple(
-                RankWork(
-                    share,
-                    speed(machine, gpu),
-                    weight_bytes=stage.weights,
-                    kv_bytes=_token_bytes(share.layers, deployment),
-                    element=deployment.element,
-                    state_layers=round(states * part.share),
-                    state_bytes=int(state_bytes * part.share) // shape.tensor,
-                )
-                for gpu, share in zip(seat.gpus, of_ranks(part.facts, shares), strict=True)
-            )
-            stages.append(StageWork(ranks, group_link(machine, seat.gpus)))
-    except ValueError:
-        return None
-    whole = max((part.count for part in facts.experts), default=0)
-    return Work(
-        tuple(stages),
-        facts.hidden,
-        between(asked.cluster, seats),
-        element=deployment.element,
-        number=_number(deployment.packing),
-        replicas=shape.replicas,
-        experts=whole if deployment.expert_parallel else 0,
-    )
-
-
-def _token_bytes(layers: tuple[LayerCache, ...], deployment: VllmDeployment) -> int:
-    return sum(layer.kv_heads * (layer.key_size + layer.stored_values) for layer in layers) * deployment.kv_element
-
-
-def _number(name: str) -> NumberKind:
-    if name.startswith("fp8"):
-        return "fp8"
-    return "fp4" if name.startswith("nvfp4") else "bf16"

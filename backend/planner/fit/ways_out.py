@@ -20,6 +20,7 @@ from backend.planner.fit.candidate import Question
 from backend.planner.fit.report import FitPlan, WayOut
 from backend.planner.fit.shape import Seat, Shape
 from backend.planner.fit.shapes import Division
+from backend.planner.units import human_seconds
 
 _MOST = 3
 # GPUs in one machine that are worth telling of.
@@ -85,7 +86,7 @@ def gives(asked: Question, plan: FitPlan) -> str:
     more = (
         f"{plan.concurrency:,} such at once" if plan.concurrency > users else f"up to {plan.largest_context:,} for one"
     )
-    time = f", {plan.speed.alone.likely * 1000:.3g} ms a token" if plan.speed else ""
+    time = f", {human_seconds(plan.speed.alone.likely)} a token" if plan.speed else ""
     return f"{whole} ({more}{time})"
 
 

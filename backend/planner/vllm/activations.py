@@ -25,14 +25,15 @@ _SORTED, _UNSORTED = 36, 12
 _SORTS_UNTIL: Version = (0, 17)
 # What is left when the above is counted, on GPUs of every size.
 _REST_SORTED, _REST = 50 * _MIB, 120 * _MIB
-# Hidden states that live through an eager layer (V0: residual, input and half of an output), and through a compiled
-# one, whose buffers do not reuse each other.
-_HIDDEN_EAGER, _HIDDEN_COMPILED = 2.6, 6.0
+# Hidden states that live through an eager layer of V0: residual, input and output, two where experts write over their
+# input; and through a compiled one, whose buffers do not reuse each other.
+_HIDDEN_EAGER, _HIDDEN_EAGER_EXPERTS, _HIDDEN_COMPILED = 3, 2, 6
 # With images: embeddings to put in, and what the encoder gave, [T, hidden] each; in V1 the dummy's pixels too.
 _IMAGE_STATES, _IMAGES = 2, 80 * _MIB
 # Encoders that take images as large as they come profile the largest: 16384 tokens of 4 patches. Elements that live for
-# a patch, whole and divided by tensor parallelism (two logs, TP 1 and 4).
-_LARGE_IMAGES = {"Qwen2_5_VLForConditionalGeneration": (65536, 13900, 26500)}
+# a patch: 11 hidden states of 1280, whole; and divided by tensor parallelism, queries, keys and values four times (as
+# made, apart, and rotated in float32) and three MLP widths of 3420. Two logs, of TP 1 and 4, hold to it.
+_LARGE_IMAGES = {"Qwen2_5_VLForConditionalGeneration": (65536, 11 * 1280, 4 * 3 * 1280 + 3 * 3420)}
 _LARGE_IMAGES_FROM: Version = (0, 7)
 
 
@@ -75,11 +76,12 @@ class _Peak:
     def _forward(self) -> int:
         """A layer's: gate, up and their product of the widest MLP, and hidden states; with experts, theirs."""
         facts, deployment = self.model.facts, self.deployment
-        tokens, element = deployment.max_num_batched_tokens, deployment.element
-        hidden = _HIDDEN_COMPILED if deployment.v1 else _HIDDEN_EAGER
+        hidden, with_experts = _HIDDEN_EAGER, _HIDDEN_EAGER_EXPERTS
+        if deployment.v1:
+            hidden = with_experts = _HIDDEN_COMPILED
         dense = max((part.width for part in facts.columns), default=0) / deployment.tp
-        states = int(hidden * facts.hidden * tokens * element)
-        return states + max(int(3 * dense * tokens * element), self._workspaces())
+        mlp = int((hidden * facts.hidden + 3 * dense) * deployment.max_num_batched_tokens * deployment.element)
+        return max(mlp, with_experts * self.states + self._workspaces())
 
     def _workspaces(self) -> int:
         """Two scratch tensors of fused experts, [tokens, active, max(columns, hidden)] each (fused_moe.py).

@@ -38,11 +38,9 @@ class VllmDeployment:
         max_model_len, max_num_seqs, max_num_batched_tokens: positions of a sequence, sequences, tokens of a step.
         kv_dtype: "auto" for the model's, or a name that starts with "fp8"; block_size: tokens of a page.
         dtype, packing: the weights' dtype, and how linears are packed, by a name of `fit.packings`.
-        excluded: whether attention stays in the dtype although linears are packed.
         enforce_eager: without CUDA graphs.
         chunked_prefill: whether a step may take a part of a prompt; V0 profiles whole prompts without.
         v1: whether its second engine runs (by default from 0.8 on).
-        speculative: parameters of a draft model beside it.
         held: bytes that other processes hold of the GPU.
     """
 

@@ -5,6 +5,7 @@ Public: stage_weights(model, deployment) -> bytes of a rank, by stage.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from backend.planner.fit.known_model import KnownModel
@@ -35,13 +36,22 @@ def stage_weights(model: KnownModel, deployment: VllmDeployment) -> tuple[int, .
     table, output = _vocabulary(facts, deployment)
     given = []
     for stage, layers in enumerate(stages):
-        held = int(inside * stage_part(model, layers)) + model.rope_elements * deployment.element
+        held = int(inside * stage_part(model, layers)) + _rotation(model) * deployment.element
         if stage == 0:
             held += table + _encoders(model, deployment)
         if stage == deployment.pp - 1:
             held += output if stage == 0 or output else table
         given.append(held)
     return tuple(given)
+
+
+def _rotation(model: KnownModel) -> int:
+    """Elements of the tables of cosines and sines: as known, else one of the longest context."""
+    layers, positions = model.facts.layers, model.facts.max_positions
+    if model.rope_elements or not layers:
+        return model.rope_elements
+    sizes = {layer.key_size - layer.value_size if layer.keeps is Keeps.LATENT else layer.key_size for layer in layers}
+    return positions * sum(sizes)
 
 
 def _vocabulary(facts: ModelFacts, deployment: VllmDeployment) -> tuple[int, int]:
@@ -87,18 +97,32 @@ def _bits(chosen: Packing, deployment: VllmDeployment) -> float:
     return deployment.element * 8 if dense.weight is None else dense.bits
 
 
-def _linear_bytes(model: KnownModel, deployment: VllmDeployment, chosen: Packing, shape: LinearShape) -> int:
+def _linear_bytes(model: KnownModel, deployment: VllmDeployment, chosen: Packing, shape: LinearShape) -> float:
+    """On average over the layers that have it: some may be left out of packing."""
     facts = model.facts
     if shape.expert and chosen.name.startswith("mxfp4"):
         shape = _filled_expert(facts, deployment, shape)
-    if any("attn" in name for name in model.stored.excluded) and _is_attention(facts, shape):
-        return shape.columns * (shape.depth + shape.bias) * deployment.element
-    return chosen.linear_bytes(shape, deployment.element)
+    packed = chosen.linear_bytes(shape, deployment.element)
+    plain = shape.columns * (shape.depth + shape.bias) * deployment.element
+    return packed + (plain - packed) * excluded_part(model, _names(facts, shape))
 
 
-def _is_attention(facts: ModelFacts, shape: LinearShape) -> bool:
+def excluded_part(model: KnownModel, words: tuple[str, ...]) -> float:
+    """The part of layers whose modules of these names stay in the dtype, as the checkpoint's config lists them: by
+    layer ("model.layers.0.mlp.up_proj") or for all ("re:.*self_attn.*")."""
+    named = [name for name in model.stored.excluded if any(word in name for word in words)]
+    found = [re.search(r"\blayers\.(\d+)\b", name) for name in named]
+    if not all(found):
+        return 1.0
+    return len({layer[1] for layer in found if layer}) / max(1, layer_count(model))
+
+
+def _names(facts: ModelFacts, shape: LinearShape) -> tuple[str, ...]:
+    """Words in names of modules that have such a linear."""
+    if shape.expert:
+        return (".experts",)
     widths = {part.width for part in facts.columns}
-    return not shape.expert and shape.columns not in widths and shape.depth not in widths
+    return (".mlp", "feed_forward", "shared") if shape.columns in widths or shape.depth in widths else ("attn",)
 
 
 def _filled_expert(facts: ModelFacts, deployment: VllmDeployment, shape: LinearShape) -> LinearShape:
@@ -128,7 +152,11 @@ def _share(facts: ModelFacts, deployment: VllmDeployment, shape: LinearShape) ->
     if shape.expert:
         return 1 / deployment.expert_ranks
     if shape.depth == facts.hidden:
-        heads = [layer.kv_heads for layer in facts.layers if shape.columns == layer.kv_heads * layer.key_size]
+        heads = [
+            layer.kv_heads
+            for layer in facts.layers
+            if shape.columns in (layer.kv_heads * layer.key_size, layer.kv_heads * layer.value_size)
+        ]
         if heads and shape.columns not in _query_columns(facts):
             return max(1 / deployment.tp, 1 / heads[0])
     sizes = latent_sizes(facts)
@@ -150,8 +178,9 @@ def _divided(facts: ModelFacts, shape: LinearShape, heads: int) -> bool:
     what an indexer has are not."""
     sizes = latent_sizes(facts)
     assert sizes is not None
-    queries = heads * (sizes.nope + sizes.rope)
-    return shape.columns == queries or shape.columns in {part.width for part in facts.columns}
+    queries, values = heads * (sizes.nope + sizes.rope), heads * sizes.value
+    output = (shape.columns, shape.depth) == (facts.hidden, values)
+    return output or shape.columns == queries or shape.columns in {part.width for part in facts.columns}
 
 
 def _tensors(model: KnownModel, deployment: VllmDeployment, element: float) -> Iterator[int]:

@@ -147,6 +147,9 @@ def test_help_has_the_grammar_of_hardware_in_80_columns(fit: Fit) -> None:
         ((SMALL, "--weights", "int3", "--hardware", "H100"), "int8"),
         ((SMALL, "--context", "1M", "--hardware", "H100"), "40960"),
         ((SMALL, "--hardware", "H100", "--plan", "99"), "There is no plan 99"),
+        ((SMALL, "--hardware", "H100", "--utilization", "0.5"), "--engine vllm"),
+        ((SMALL, "--hardware", "H100", "--engine-version", "0.19.0"), "--engine vllm"),
+        ((SMALL, "--hardware", "H100", "--engine", "vllm", "--engine-version", "new"), "0.19.0"),
     ],
 )
 def test_a_mistake_in_an_option_ends_with_2_and_says_what_there_is(

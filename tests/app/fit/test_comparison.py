@@ -27,7 +27,11 @@ def test_a_line_for_each_weight_format_that_was_asked_for() -> None:
     ask = FitAsk(context=8192, weights=("model", "nf4", "int8"))
     asked = report(plan(weights="int8"), plan(weights="model", runnable=False), plan(weights="model"), ask=ask)
     shown = lines([asked, report(ask=ask)], NAMES)
-    assert [line.split(" roomy")[0].split()[-2:] for line in shown[3:5]] == [["2x1x1", "model"], ["2x1x1", "int8"]]
+    assert [line.split()[-9:] if "none" in line else line.split(" roomy")[0].split()[-2:] for line in shown[3:6]] == [
+        ["2x1x1", "model"],
+        ["nf4", "none", "-", "-", "-", "-", "-", "-", "-"],
+        ["2x1x1", "int8"],
+    ]
 
 
 def test_long_names_stand_above_their_figures() -> None:

@@ -27,7 +27,7 @@ def test_a_network_is_a_way_of_its_own_over_all_gpus() -> None:
 def test_the_table_is_80_columns_wide_and_says_where_nothing_is_sent() -> None:
     names = ["8x H100", "2 nodes of 1x RTX 4090, 10gbe"]
     text = as_table(MODEL, way_costs(MODEL, [parse_hardware(name) for name in names], names))
-    assert max(map(len, text.splitlines())) <= 90
+    assert max(map(len, text.splitlines())) <= 80
     assert as_table(MODEL, way_costs(MODEL, [parse_hardware("1x H100")], ["1x H100"])) == (
         "There is one GPU: nothing is sent."
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from app.fit.text import as_text
+from app.fit.text import as_text, plan_outlook
 from backend.errors import SettingError
-from tests.fakes.reports import WAYS, plan, report, too_large, use
+from backend.planner.fit.ask import FitAsk
+from tests.fakes.reports import WAYS, plan, report, speed, too_large, use
 
 
 def section(text: str, title: str) -> list[str]:
@@ -114,3 +115,25 @@ def test_the_price_has_its_source_and_date() -> None:
 
 def test_what_steers_a_terminal_is_taken_out_of_names() -> None:
     assert "\x1b" not in as_text(report(model="evil/\x1b]0;title\x07model"), 8)
+
+
+def test_a_plan_that_serve_takes_has_its_verdict_and_times_and_says_where_to_read_more() -> None:
+    lines = plan_outlook("maker/large-70B", plan()).splitlines()
+    assert lines[0] == "verdict   fits with margin. 34.1 GiB are left for keys and values."
+    assert "  token to token 21 ms (17 ms to 27 ms); alone 20 ms" in lines
+    assert any("`shardwise fit maker/large-70B`" in line for line in lines)
+
+
+def test_layers_in_host_memory_are_what_a_step_waits_for() -> None:
+    hosted = plan(hosted=9, speed=speed(bound="link", communication=0))
+    text = " ".join(as_text(report(hosted), 8).split())
+    assert "a step waits for copies from host memory; nothing is sent between GPUs" in text
+    assert "model+host" in text
+
+
+def test_vllms_plans_are_run_by_vllm() -> None:
+    ask = FitAsk(context=8192, engine="vllm", engine_version="0.22.0")
+    options = ("--tensor-parallel-size", "2")
+    text = as_text(report(plan(runnable=False, blocked="we do not start it", options=options), ask=ask), 8)
+    assert "  vllm serve maker/large-70B --tensor-parallel-size 2" in text.splitlines()
+    assert "Not run by this version" not in text

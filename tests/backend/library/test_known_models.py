@@ -170,13 +170,25 @@ def test_what_is_in_the_cache_comes_first(hub: FakeHub, tmp_path: Path) -> None:
     assert hub.tokens_seen == []
 
 
+def test_a_config_in_the_cache_is_better_than_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    place = tmp_path / "hub" / "models--maker--tiny"
+    write({"config.json": checkpoint()["config.json"]}, place / "snapshots" / COMMIT)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    for offline in (True, False):
+        known = known_model(NAME, offline=offline)
+        assert (known.facts, known.stored.bytes) == (facts(), None)
+
+
 def test_pickles_are_known_by_the_config(hub: FakeHub) -> None:
     files = checkpoint()
     hub.repositories[NAME] = repository({"config.json": files["config.json"], "pytorch_model.bin": b"pickle"})
     known = known_model(NAME)
     assert known.facts == facts()
     assert known.stored.bytes is None
-    assert "without headers" in known.source
+    assert "no safetensors" in known.source
+    assert "no safetensors" in known.unserved
     assert [name for name, _, _ in hub.sent] == ["config.json"]
 
 
@@ -238,6 +250,12 @@ def test_an_unknown_model_names_those_that_look_alike(hub: FakeHub) -> None:
     hub.repositories[NAME] = repository(checkpoint())
     with pytest.raises(ModelNotFoundError, match="no revision"):
         known_model(f"{NAME}@nothing")
+
+
+def test_a_mirror_that_lacks_a_known_model(hub: FakeHub) -> None:
+    assert "the hub has no repository" in known_model("openai/gpt-oss-20b").source
+    with pytest.raises(ModelNotFoundError, match="Did you mean openai/gpt-oss-20b"):
+        known_model("opnai/gpt-oss-20b")
 
 
 @pytest.mark.parametrize(
@@ -337,7 +355,7 @@ def test_the_child_says_the_same_in_a_process_of_its_own(tmp_path: Path) -> None
 def test_the_starter_before_it_is_fetched() -> None:
     known = known_model("starter")
     assert (known.facts.parameters, known.stored.packing) == (134_515_008, "gguf:Q4_1")
-    assert known.stored.bytes == 98_362_432
+    assert known.stored.bytes == 96_576_768
     assert "not fetched" in known.source
 
 

@@ -63,6 +63,17 @@ def test_packed_experts_alone() -> None:
     assert stored_weights(config, [*experts, attention], 4).packing == "int4-g32"
 
 
+def test_experts_alone_by_what_is_excluded() -> None:
+    quantization = _compressed("pack-quantized", num_bits=4, type="int", group_size=32)
+    for excluded, name in (
+        (["lm_head", "re:.*self_attn.*"], "int4-g32+model"),
+        (["lm_head", "model.layers.0.self_attn.q_proj"], "int4-g32"),
+        ([], "int4-g32"),
+    ):
+        config = {"quantization_config": quantization | {"ignore": excluded}}
+        assert stored_weights(config, None, 4).packing == name
+
+
 def test_which_bytes_count() -> None:
     tensors = [_tensor("model.layers.3.mlp.up_proj.weight"), _tensor("model.layers.4.mlp.up_proj.weight", 100)]
     tensors += [_tensor("mtp.layers.0.norm.weight", 1000), _tensor("visual.blocks.7.attn.qkv.weight", 10_000)]

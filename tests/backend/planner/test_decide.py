@@ -229,3 +229,13 @@ def test_plans_keep_their_promises(options: dict[str, Any], name: str, cuda: boo
     richer = plan_of(machine(free + more), facts, **options)  # raises where more memory would not fit
     assert richer.pages >= plan.pages
     assert richer.max_context >= plan.max_context
+
+
+def test_a_model_that_is_served_up_to_fewer_positions_than_it_was_made_for_says_why() -> None:
+    facts = dataclasses.replace(SMOLLM2, max_positions=2048, positions_reason="Each token chooses 2,048 positions.")
+    plan = plan_of(facts=facts)
+    assert plan.max_context == 2048
+    assert {"The context is 2048.", "Each token chooses 2,048 positions."} < set(plan.reasons)
+    with pytest.raises(SettingError) as refused:
+        plan_of(facts=facts, max_context=2049)
+    assert refused.value.why == "Each token chooses 2,048 positions."

@@ -142,4 +142,4 @@ def test_a_stack_of_layers_is_not_fused_over_other_weights(tmp_path: Path) -> No
     for name, linear in served_linears(quantized.module):
         assert linear.stored is not None, name
         assert isinstance(linear, nn.Module)
-        assert linear.weight is None
+        assert linear.weight.numel() == 0

@@ -47,7 +47,7 @@ class Row:
 
     Attributes:
         errors: for each way that ran, the largest distance of a logit from transformers'.
-        verdict: "works", "refused: " and why, or "wrong: " and what.
+        verdict: "works", perhaps "works: " and how far, "refused: " and why, or "wrong: " and what.
     """
 
     name: str
@@ -56,20 +56,20 @@ class Row:
 
     @property
     def works(self) -> bool:
-        return self.verdict == "works"
+        return self.verdict.partition(":")[0] == "works"
 
 
 def judge(name: str, config: type[PreTrainedConfig], team: Team, folder: Path, ways: tuple[Way, ...] = WAYS) -> Row:
     """folder: empty; the checkpoint comes to lie there."""
     small = shrink(config)
     try:
-        _, traced = trace_model(small)
+        facts, traced = trace_model(small)
     except UnsupportedModelError as error:
         return Row(name, {}, _refused(error.why))
     model, left_out = _decisive(small, traced)
     files = save(model, folder)
     whole = answer(load_reference(files))
-    row = Row(name, {}, "works")
+    row = Row(name, {}, "works: as long as each token attends to all others" if facts.positions_reason else "works")
     for way in ways:
         if way.experts == "tensor" or divides_experts(config):
             row = _try(row, way, team.run(_job(files, way)), whole)

@@ -79,7 +79,7 @@ SMALL: Mapping[str, int] = MappingProxyType(
         "global_head_dim": 32,
         "index_head_dim": 16,
         "index_n_heads": 2,
-        "index_topk": 8,
+        "index_topk": 64,
         "gated_norm_rank": 4,
         "mamba_n_heads": 6,
         "mamba_d_head": 16,

@@ -14,7 +14,8 @@ Written by `python -m tests.conformance.architectures`, which runs every causal 
 over processes that talk through Gloo (torch {torch}, CPU). A type works where greedy tokens after several prompts are
 those of transformers' own forward, and all logits lie within 1e-3 of it, in every column: TP n divides heads, MLPs and
 the vocabulary over n ranks, EP n whole experts. Numbers are the largest distance of a logit. Without any one layer's
-attention, or any one expert, the answers would have been others.
+attention, or any one expert, the answers would have been others. Types that choose the keys of each token are served
+as far as they choose all of them, and refuse longer contexts: "as long as each token attends to all others".
 
 {works} of {total} types work, {refused} are refused by name, {wrong} {are} wrong.
 

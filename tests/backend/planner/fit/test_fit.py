@@ -231,7 +231,7 @@ def test_a_model_that_is_not_served_is_planned_with_the_reason() -> None:
     found = report(it, dgx_h100(2))
     assert found.serve is None
     assert found.best is not None
-    assert all(not one.runnable and "keep a state" in one.blocked for one in found.plans)
+    assert all(not one.runnable and one.blocked == it.unserved for one in found.plans)
     assert all("states" in terms for terms in bytes_of(found.plans[found.best]))
     more = report(it, dgx_h100(2), users=8)
     assert bytes_of(more.plans[0])[0]["states"] == 8 * bytes_of(found.plans[0])[0]["states"]

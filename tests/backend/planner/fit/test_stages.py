@@ -20,7 +20,7 @@ from tests.fakes.fit_models import known
 def test_stages_are_the_model(model: str, rooms: list[float]) -> None:
     facts = known(model).facts
     whole = memory.weights_bytes(facts, "bfloat16")
-    parts = cut(facts, whole, 2, rooms)
+    parts = list(cut(facts, whole, 2, rooms))
     assert [part.first for part in parts[1:]] == [part.stop for part in parts[:-1]]
     assert (parts[0].first, parts[-1].stop) == (0, len(facts.layer_parameters))
     assert all(part.stop > part.first for part in parts)
@@ -30,7 +30,7 @@ def test_stages_are_the_model(model: str, rooms: list[float]) -> None:
     assert sum(part.weights for part in parts) == pytest.approx(whole + 2 * extra, rel=1e-3)
     assert tuple(layer for part in parts for layer in part.facts.layers) == facts.layers
     assert all(part.facts.replicated_parameters >= 0 for part in parts)
-    *others, last = parts
+    last, others = parts[-1], parts[:-1]
     assert last.facts.output_parameters == facts.output_parameters
     assert all(part.facts.output_parameters == 0 for part in others)
 

@@ -144,3 +144,26 @@ def test_ranks_that_vllm_refuses(name: str, tp: int, word: str) -> None:
     told = refusal(_model(name), _on_h100(_model(name), tp=tp))
     assert bool(told) == bool(word)
     assert word in told
+
+
+def test_modules_that_a_checkpoint_leaves_in_its_dtype() -> None:
+    model = _model(_LLAMA)
+
+    def weights(*excluded: str) -> int:
+        known = replace(model, stored=replace(model.stored, excluded=excluded))
+        return account(known, _on_h100(model, packing="fp8")).stages[0].weights
+
+    attention = sum(model.facts.query_parameters) + sum(model.facts.key_parameters)
+    assert weights("lm_head") == weights()
+    assert weights("re:.*self_attn.*") - weights() == pytest.approx(attention, rel=0.01)
+    mlp = 3 * 4096 * 14336
+    assert weights("model.layers.0.mlp.up_proj", "layers.31.mlp") - weights() == pytest.approx(2 * mlp, rel=0.01)
+
+
+def test_projections_to_latents_are_whole_and_all_else_is_divided() -> None:
+    model = _model("deepseek-ai/DeepSeek-V2-Lite")
+    one, eight = (account(model, _on_h100(model, tp=tp)).stages[0].weights for tp in (1, 8))
+    layers, hidden, latent = 27, 2048, 512 + 64
+    whole = layers * latent * hidden + 26 * 64 * hidden
+    rope = 2 * model.rope_elements
+    assert eight - rope == pytest.approx((one - rope - 2 * whole) / 8 + 2 * whole, rel=0.005)
