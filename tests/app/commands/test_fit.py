@@ -128,7 +128,7 @@ def test_without_a_model_the_catalogue_is_listed(fit: Fit) -> None:
 def test_links_are_told_instead_of_plans(fit: Fit) -> None:
     status, out, _ = fit("meta-llama/Meta-Llama-3.1-70B", "--offline", "--links", "--hardware", "4x H100")
     assert status == 0
-    assert "2.5 MiB a token" in out
+    assert "80 layers, 16 KiB an all-reduce" in out
     assert "plans" not in out
 
 
