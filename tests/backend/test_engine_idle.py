@@ -9,6 +9,7 @@ import pytest
 from backend.engine_channel import EngineChannel
 from backend.engine_process import IDLE_SECONDS, TIDYING_SECONDS, serve
 from backend.events import EngineStatistics
+from backend.measured_rank import MeasuredRank
 from backend.messages import StepOutput, Submit, ToEngine
 from backend.request import Request
 
@@ -71,6 +72,9 @@ class TidyingEngine:
 
     def statistics(self) -> EngineStatistics:
         return OUTPUT.statistics
+
+    def measure(self) -> tuple[MeasuredRank, ...]:
+        return ()
 
 
 def serve_script(engine: TidyingEngine, *script: Any) -> ScriptedChannel:
