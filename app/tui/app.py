@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -17,16 +16,17 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from app import background
-from app.cache_view import CacheView
-from app.client import Health, ModelInfo, ServerUnreachableError, ShardwiseClient
+from app.client import ModelInfo, ServerUnreachableError, ShardwiseClient
 from app.settings import client_key
 from app.text_safety import clean_line
 from app.tui import dependencies as outside
 from app.tui import preferences
+from app.tui.asides import cache_of, memory_of
 from app.tui.conversation import HistoryStore
 from app.tui.dependencies import Dependencies
-from app.tui.fit.measured import summary
 from app.tui.fit.wishes import Wishes
+from app.tui.palette import chat_commands
+from app.tui.plan_asked import PlanAsked
 from app.tui.screens.chat import ChatScreen
 from app.tui.screens.error import ErrorScreen
 from app.tui.screens.help import HelpScreen
@@ -35,6 +35,7 @@ from app.tui.screens.question import QuestionScreen
 from app.tui.screens.start import StartScreen
 from app.tui.screens.startup import StartupScreen
 from app.tui.screens.wizard import WizardScreen
+from app.tui.server_words import state_in_words
 from app.tui.theme import SHARDWISE
 from backend.errors import ShardwiseError
 
@@ -161,9 +162,8 @@ class ShardwiseApp(App[None]):
     def _chosen(self, event: StartScreen.Chosen) -> None:
         self._begin(event.model)
 
-    @on(StartScreen.Planned)
-    @on(ChatScreen.Planned)
-    def _planned(self, event: StartScreen.Planned | ChatScreen.Planned) -> None:
+    @on(PlanAsked)
+    def _planned(self, event: PlanAsked) -> None:
         self.plan_for(event.model)
 
     @on(WizardScreen.Use)
@@ -231,16 +231,8 @@ class ShardwiseApp(App[None]):
         except ShardwiseError as error:
             await self._show(ErrorScreen(error))
             return
-        if planned and self._chat_screen is not None:
-            await self._tell_memory(self._chat_screen.client)
-
-    async def _tell_memory(self, client: ShardwiseClient) -> None:
-        """Nothing where the server does not tell: the chat goes on without."""
-        with contextlib.suppress(ShardwiseError):
-            for engine in (await client.plan())[:1]:
-                text = summary(engine.plan.ranks, engine.measured)
-                if text:
-                    self.notify(f"{text}\nF7 shows every term.", title="Memory", timeout=8, markup=False)
+        if planned and self._chat_screen is not None and (memory := await memory_of(self._chat_screen.client)):
+            self.notify(f"{memory}\nF7 shows every term.", title="Memory", timeout=8, markup=False)
 
     @on(StartupScreen.Failed)
     async def _failed(self, event: StartupScreen.Failed) -> None:
@@ -294,8 +286,8 @@ class ShardwiseApp(App[None]):
             else:
                 if lost and health.ready:
                     lost = not await self._refresh_model(screen)
-                screen.show_server(_state_in_words(health))
-                screen.show_cache(await _cache_of(screen.client))
+                screen.show_server(state_in_words(health))
+                screen.show_cache(await cache_of(screen.client))
             await asyncio.sleep(LOST_SECONDS if lost else WATCH_SECONDS)
 
     async def _refresh_model(self, screen: ChatScreen) -> bool:
@@ -375,47 +367,10 @@ class ShardwiseApp(App[None]):
         yield from super().get_system_commands(screen)
         yield SystemCommand("Log", "Follow the server's log", self.action_logs)
         if isinstance(screen, ChatScreen):
-            yield SystemCommand("What fits", "Plan models, machines and settings", screen.action_plan)
-            yield SystemCommand("Memory", "Predicted and measured memory by term", screen.action_show_memory)
-            yield SystemCommand("Cache", "Where cached pages lie", screen.action_show_cache)
-            yield SystemCommand("New chat", "Start a new chat", screen.action_new_chat)
-            yield SystemCommand("Chats", "All chats, with search", screen.action_toggle_chats)
-            yield SystemCommand("Settings", "System prompt and sampling", screen.action_toggle_sampling)
-            yield SystemCommand("Stop answer", "Stop the answer; what has come stays", screen.action_stop)
-            yield SystemCommand("Regenerate", "Another answer to the same message", screen.action_regenerate)
-            yield SystemCommand("Edit", "Take the last message back to edit it", screen.action_edit_last)
-            yield SystemCommand("Copy answer", "Copy the last answer", screen.action_copy_answer)
-            for kind in ("markdown", "json"):
-                yield SystemCommand(
-                    f"Export chat as {kind}",
-                    "Write this chat to a file in the current folder",
-                    lambda kind=kind: screen.export_current(kind),
-                )
+            yield from chat_commands(screen)
         if self._connect is None:
             yield SystemCommand("Choose model", "Start or attach to another model", self.action_choose_model)
             yield SystemCommand("Stop server", "Stop the background server", self.action_stop_server)
-
-
-async def _cache_of(client: ShardwiseClient) -> CacheView | None:
-    """Nothing where the server does not tell: an older one has no such route."""
-    try:
-        return await client.cache()
-    except ShardwiseError:
-        return None
-
-
-def _state_in_words(health: Health) -> str:
-    """What a server that answers, but is not ready, means for somebody who chats."""
-    words = {
-        "ready": "",
-        "starting": "The engine is starting; messages wait for it.",
-        "restarting": "The engine is being restarted; answers go on when it is back.",
-        "draining": "The server is shutting down: it finishes its answers and takes no new messages.",
-    }
-    if health.status in words:
-        return words[health.status]
-    errors = [engine.error for engine in health.engines if engine.error]
-    return f"The engine has failed: {errors[0] if errors else 'F9 shows the log'}"
 
 
 def run(connect: str | None = None, key: str | None = None, model: str | None = None) -> int:

@@ -24,6 +24,7 @@ from app.plan_view import EnginePlan
 from app.tui import cache_words
 from app.tui.conversation import Conversation, Entry, HistoryStore
 from app.tui.dependencies import Dependencies
+from app.tui.plan_asked import PlanAsked
 from app.tui.screens.cache import CacheScreen
 from app.tui.screens.memory import MemoryScreen
 from app.tui.screens.question import QuestionScreen
@@ -95,13 +96,6 @@ Copying goes through the terminal (OSC 52); inside tmux it needs `set -g set-cli
         def __init__(self, system: str, sampling: SamplingChoice) -> None:
             super().__init__()
             self.system, self.sampling = system, sampling
-
-    class Planned(Message):
-        """The user wants to know what fits, beginning with this model."""
-
-        def __init__(self, model: str) -> None:
-            super().__init__()
-            self.model = model
 
     def __init__(
         self, client: ShardwiseClient, model: ModelInfo, store: HistoryStore, dependencies: Dependencies
@@ -416,7 +410,7 @@ Copying goes through the terminal (OSC 52); inside tmux it needs `set -g set-cli
         self.notify(f"Written to {path}", title="Export", timeout=10, markup=False)
 
     def action_plan(self) -> None:
-        self.post_message(self.Planned(self.model.id))
+        self.post_message(PlanAsked(self.model.id))
 
     def action_show_memory(self) -> None:
         self.app.push_screen(MemoryScreen(self._look_at_plans))

@@ -18,6 +18,7 @@ from app.text_safety import clean_line
 from app.tui import format as figures
 from app.tui.daemon_thread import in_daemon_thread
 from app.tui.dependencies import Dependencies, ModelChoice
+from app.tui.plan_asked import PlanAsked
 from backend.errors import ShardwiseError
 
 
@@ -58,13 +59,6 @@ What is not on this machine yet is downloaded first; `F6` plans before that: wha
 
     class Chosen(Message):
         """The user wants this model."""
-
-        def __init__(self, model: str) -> None:
-            super().__init__()
-            self.model = model
-
-    class Planned(Message):
-        """The user wants to know what fits, beginning with this model."""
 
         def __init__(self, model: str) -> None:
             super().__init__()
@@ -131,7 +125,7 @@ What is not on this machine yet is downloaded first; `F6` plans before that: wha
         models = self.query_one(OptionList)
         typed = self.query_one(Input).value.strip()
         listed = models.highlighted_option.id if models.highlighted_option is not None else None
-        self.post_message(self.Planned(typed or listed or ""))
+        self.post_message(PlanAsked(typed or listed or ""))
 
     @on(Button.Pressed)
     def _plan(self, event: Button.Pressed) -> None:

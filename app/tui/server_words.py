@@ -1,0 +1,19 @@
+"""A server's state as words for somebody who chats. Pure."""
+
+from __future__ import annotations
+
+from app.client import Health
+
+
+def state_in_words(health: Health) -> str:
+    """What it means that a server answers and is not ready; empty where it is."""
+    words = {
+        "ready": "",
+        "starting": "The engine is starting; messages wait for it.",
+        "restarting": "The engine is being restarted; answers go on when it is back.",
+        "draining": "The server is shutting down: it finishes its answers and takes no new messages.",
+    }
+    if health.status in words:
+        return words[health.status]
+    errors = [engine.error for engine in health.engines if engine.error]
+    return f"The engine has failed: {errors[0] if errors else 'F9 shows the log'}"
