@@ -27,7 +27,7 @@ def compared(left: FitPlan, right: FitPlan) -> list[Row]:
         _words("verdict", words.verdict(left), words.verdict(right)),
         _words("runs here", "yes" if left.runnable else "no", "yes" if right.runnable else "no"),
         _words("layout", words.layout(left), words.layout(right)),
-        _count("GPUs", len(left.devices), len(right.devices)),
+        _count("devices", len(left.devices), len(right.devices)),
         _words("weights", left.weights, right.weights),
         _words("KV format", left.kv_format, right.kv_format),
         _memory("fullest device", taken(fullest(left)), taken(fullest(right))),

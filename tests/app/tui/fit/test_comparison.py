@@ -25,7 +25,7 @@ def test_differences_are_factors_percents_and_bytes() -> None:
     )
     found = rows(reports.plan(), faster)
     assert found["weights"] == ("32.9 GiB", "16.9 GiB", "-16.0 GiB")
-    assert found["GPUs"] == ("2", "4", "x2")
+    assert found["devices"] == ("2", "4", "x2")
     assert found["KV tokens"][2] == "x2"
     assert found["token"] == ("21 ms", "7.1 ms", "x0.33")
     assert found["tokens/s"][2] == "+22%"
