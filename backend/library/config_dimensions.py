@@ -341,7 +341,8 @@ def _latent(text: Config) -> Latent | None:
     if rank is None or nope is None or value is None:
         return None
     heads, size = _number(text.get("index_n_heads")), _number(text.get("index_head_dim"))
-    indexer = Indexer(heads, size) if heads and size else None
+    chosen = _number(text.get("index_topk")) or 0
+    indexer = Indexer(heads, size, chosen=chosen) if heads and size else None
     return Latent(rank, nope, rope or 0, value, _number(text.get("q_lora_rank")), indexer)
 
 

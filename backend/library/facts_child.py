@@ -18,6 +18,7 @@ from backend.library.outside import is_encoder
 from backend.parentage import die_with_parent
 from backend.planner.fit.compose import known_model_of
 from backend.planner.fit.known_model import KnownModel
+from backend.planner.model_facts import ModelFacts
 
 
 def main() -> None:
@@ -68,7 +69,20 @@ def _served(raw: dict[str, Any], config: Any, text: Any) -> KnownModel:
         known = known_model_of("", dimensions_of("the model", {**raw, **_fields(config)}))
     except (BrokenModelError, ArithmeticError, AttributeError):
         known = KnownModel("", facts)
-    return replace(known, facts=facts, states=(), exact=True, other_parameters=_others(config, text, facts.parameters))
+    known = replace(known, states=(), exact=True, chosen=None, chooser_parameters=0)
+    if facts.positions_reason:
+        facts, known = _whole(facts, known, text)
+    return replace(known, facts=facts, other_parameters=_others(config, text, facts.parameters))
+
+
+def _whole(facts: ModelFacts, known: KnownModel, text: Any) -> tuple[ModelFacts, KnownModel]:
+    """With what chooses keys, which is not read here, and all positions: how far it is served, `fit` asks of both."""
+    from backend.surgery.outline import TEXT_FIRST, build_whole, count
+
+    parameters = count(build_whole(text, TEXT_FIRST))
+    known = replace(known, chosen=facts.max_positions, chooser_parameters=parameters - facts.parameters)
+    most = text.max_position_embeddings
+    return replace(facts, parameters=parameters, max_positions=most, positions_reason=""), known
 
 
 def _others(config: Any, text: Any, inside: int) -> int:

@@ -82,3 +82,13 @@ class ModelFacts:
         """What every rank holds whole: norms, routers, the projections to latents, and what nothing is known of."""
         divided = sum(part.parameters for part in self.columns) + self.vocabulary_parameters
         return self.parameters - self.attention_parameters - self.expert_parameters - divided
+
+
+def positions_reason(chosen: int | None, most: int) -> str:
+    """Why a model made for `most` positions, whose tokens choose so many to attend to, is served up to fewer."""
+    if chosen is None or chosen >= most:
+        return ""
+    return (
+        f"Each token of the model chooses {chosen:,} positions to attend to: contexts up to that length are served, of "
+        "which it attends to all."
+    )

@@ -173,7 +173,8 @@ def _against(chosen: Draft, drafts: Sequence[Draft]) -> str:
     fewer = [one for one in others if len(one.ranks) < count][-1:]
     more = [one for one in others if len(one.ranks) > count][:1]
     beside = [f"{_time(one)} on {len(one.ranks)}{_way(one, count)}" for one in (*fewer, *more)]
-    return f": a token is predicted to take {_time(chosen)}, {', '.join(beside)}" if beside else ""
+    # Its part of the prompt's time included, so it is a little more than the time from token to token.
+    return f": an answer is predicted to take {_time(chosen)} a token, {', '.join(beside)}" if beside else ""
 
 
 def _way(other: Draft, count: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from backend.planner.model_facts import ModelFacts
+from backend.planner.model_facts import ModelFacts, positions_reason
 from backend.surgery.build import build_for_trace
 from backend.surgery.decoder_layers import decoder_layers, layer_parameters
 from backend.surgery.latent import EXPANSION
@@ -70,7 +70,7 @@ def trace_model(config: PreTrainedConfig) -> tuple[ModelFacts, Traced]:
         intermediate=_intermediate(text),
         vocabulary=text.vocab_size,
         max_positions=min(most, traced.chosen or most),
-        positions_reason=_positions_reason(traced.chosen, most),
+        positions_reason=positions_reason(traced.chosen, most),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         native_dtype=str(config.dtype or "float32").removeprefix("torch."),
         active_experts=_active_experts(text),
@@ -79,15 +79,6 @@ def trace_model(config: PreTrainedConfig) -> tuple[ModelFacts, Traced]:
         layer_parameters=layer_parameters(model, decoder_layers(model, [layer.name for layer in traced.layers])),
     )
     return facts, traced
-
-
-def _positions_reason(chosen: int | None, most: int) -> str:
-    if chosen is None or chosen >= most:
-        return ""
-    return (
-        f"Each token of the model chooses {chosen:,} positions to attend to: contexts up to that length are served, of "
-        "which it attends to all."
-    )
 
 
 def own_facts(facts: ModelFacts, traced: Traced) -> ModelFacts:

@@ -31,8 +31,15 @@ def known_model_of(
         source=source,
         states=_states(dimensions, layers),
         other_parameters=dimensions.other_parameters,
+        chosen=_chosen(dimensions),
+        chooser_parameters=sum(layer.choosers for layer in layers),
         rope_elements=rope_elements(dimensions),
     )
+
+
+def _chosen(model: Dimensions) -> int | None:
+    chooser = model.mla.indexer if model.mla else None
+    return chooser.chosen if chooser is not None and 0 < chooser.chosen < model.max_position else None
 
 
 def rope_elements(model: Dimensions) -> int:

@@ -44,12 +44,14 @@ class Experts(Struct, frozen=True):
 class Indexer(Struct, frozen=True):
     """What chooses the keys that a layer attends to; of each position it keeps a key of its own.
 
-    `layers` tells with a letter a layer ("1" or "0") which have one; all where it is empty.
+    `layers` tells with a letter a layer ("1" or "0") which have one; all where it is empty. `chosen` is how many keys
+    it chooses for a token; 0 where nobody says.
     """
 
     heads: int
     head_dim: int
     layers: str = ""
+    chosen: int = 0
 
     def is_in(self, layer: int) -> bool:
         return not self.layers or self.layers[layer % len(self.layers)] == "1"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from backend.errors import OutOfMemoryError, SettingError
 from backend.hardware.cluster import Cluster
 from backend.planner.fit.ask import FitAsk
 from backend.planner.fit.bench import Bench
 from backend.planner.fit.candidate import Candidate, Question, plain_settings
+from backend.planner.fit.chosen import as_served
 from backend.planner.fit.judge import Judge, Subject
 from backend.planner.fit.judged import KINDS, Judged
 from backend.planner.fit.known_model import KnownModel
@@ -36,7 +39,7 @@ def fit(model: KnownModel, cluster: Cluster, ask: FitAsk) -> FitReport:
         every = shapes(cluster, Division(model.facts))
         entries = [Subject(plan, shape) for shape in every for plan in bench.of_shape(shape)]
         return _report(asked, bench, entries, None)
-    return _shardwise(asked)
+    return _shardwise(replace(asked, model=as_served(model, asked.context)))
 
 
 def _shardwise(asked: Question) -> FitReport:

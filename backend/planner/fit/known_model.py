@@ -51,6 +51,9 @@ class KnownModel:
         other_parameters: outside the text model (image and sound encoders): engines that serve them load these too,
             whole on every rank unless they say otherwise.
         rope_elements: of the tables of cosines and sines over all positions, which vLLM keeps in the model's dtype.
+        chosen: how many keys each token chooses to attend to, where this version serves contexts up to that length
+            only, of which it attends to all; None where nothing is chosen.
+        chooser_parameters: of `facts`, those of what chooses, which this version then does not even read.
         exact: whether weights are known tensor by tensor, rather than from dimensions.
     """
 
@@ -63,3 +66,5 @@ class KnownModel:
     other_parameters: int = 0
     rope_elements: int = 0
     exact: bool = False
+    chosen: int | None = None
+    chooser_parameters: int = 0

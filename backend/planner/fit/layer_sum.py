@@ -15,7 +15,8 @@ class LayerSum:
 
     Attributes:
         queries, keys: parameters divided with query heads, with KV heads. state: with the heads of a state.
-        columns: of MLPs, by width. experts: by count and width. rest: what every rank has whole.
+        columns: of MLPs, by width. experts: by count and width. rest: what every rank has whole,
+            of which choosers, what chooses the keys to attend to.
         linears: shapes, and how many.
         caches: what it keeps of positions, with the query heads that read it; more than one where it keeps two kinds.
         state_elements: what it keeps of a sequence.
@@ -25,6 +26,7 @@ class LayerSum:
     keys: int = 0
     state: int = 0
     rest: int = 0
+    choosers: int = 0
     columns: Counter[int] = field(default_factory=Counter)
     experts: Counter[tuple[int, int]] = field(default_factory=Counter)
     linears: Counter[LinearShape] = field(default_factory=Counter)

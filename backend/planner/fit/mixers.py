@@ -92,9 +92,11 @@ def _latent(layer: LayerSum, model: Dimensions, latent: Latent, index: int) -> N
     layer.queries += model.heads * (latent.qk_nope_head_dim + latent.v_head_dim) * latent.kv_lora_rank
     layer.queries += layer.linear(model.hidden, model.heads * latent.v_head_dim)
     if latent.indexer is not None and latent.indexer.is_in(index):
-        layer.rest += layer.linear(latent.indexer.heads * latent.indexer.head_dim, rank or model.hidden)
-        layer.rest += layer.linear(latent.indexer.head_dim, model.hidden) + 2 * latent.indexer.head_dim
-        layer.rest += layer.linear(latent.indexer.heads, model.hidden)
+        chooser = layer.linear(latent.indexer.heads * latent.indexer.head_dim, rank or model.hidden)
+        chooser += layer.linear(latent.indexer.head_dim, model.hidden) + 2 * latent.indexer.head_dim
+        chooser += layer.linear(latent.indexer.heads, model.hidden)
+        layer.rest += chooser
+        layer.choosers += chooser
     row = latent.kv_lora_rank + latent.qk_rope_head_dim
     layer.caches.append((LayerCache(Keeps.LATENT, None, 1, row, latent.kv_lora_rank), model.heads))
 

@@ -34,4 +34,5 @@ def resolve(model: KnownModel, ask: FitAsk) -> FitAsk:
                 raise SettingError(f"--weights {weights} is not known.", "", f"Use {', '.join(sorted(WEIGHT_SIZES))}.")
         for kv_format in ask.kv_formats:
             choose_formats(kv_format, None)
-    return replace(ask, context=ask.context or min(USEFUL_CONTEXT, most))
+    served = most if ask.engine != "shardwise" or model.chosen is None else min(most, model.chosen)
+    return replace(ask, context=ask.context or min(USEFUL_CONTEXT, served))

@@ -25,7 +25,6 @@ def test_what_is_served(kind: str) -> None:
         ("kimi_linear", 1, 3),
         ("recurrent_gemma", 1, 3),
         ("bert", 4, 0),
-        ("glm_moe_dsa", 4, 0),
     ],
 )
 def test_what_is_refused_and_counted(kind: str, attending: int, states: int) -> None:
@@ -45,3 +44,13 @@ def test_what_cannot_be_built_is_read_from_its_fields() -> None:
     assert found.verdict == "by fields"
     assert found.known is not None
     assert len(found.known.facts.layers) == 4
+
+
+def test_what_chooses_keys_is_counted_and_told_apart() -> None:
+    found = answer(kinds()["glm_moe_dsa"])
+    assert found.verdict == "served", found.why
+    assert found.known is not None
+    assert found.known.chosen is not None
+    assert found.known.chosen < found.known.facts.max_positions
+    assert 0 < found.known.chooser_parameters < found.known.facts.parameters
+    assert found.known.facts.positions_reason == ""
