@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
@@ -18,8 +15,8 @@ from typing import Any
 import msgspec
 
 from backend.errors import BrokenModelError
+from backend.library.child import run_child
 from backend.library.facts_store import read_kept, write_kept
-from backend.library.locations import source_root
 from backend.planner.fit.known_model import KnownModel
 
 # Part of the key: raise it when the child finds something else than before.
@@ -47,26 +44,14 @@ def _key(text: bytes) -> str:
 
 
 def _ask_child(name: str, text: bytes) -> KnownModel:
-    inherited = os.environ.get("PYTHONPATH", "")
-    environment = {
-        **os.environ,
-        # -P: a folder named `backend` in the user's working directory must not be imported.
-        "PYTHONPATH": os.pathsep.join(part for part in (str(source_root()), inherited) if part),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-    }
-    command = [sys.executable, "-P", "-m", "backend.library.facts_child"]
-    try:
-        child = subprocess.run(command, input=text, capture_output=True, env=environment, timeout=_TIMEOUT, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise BrokenModelError(f"Building {name} from its config took over {_TIMEOUT:.0f} s.") from error
-    if child.returncode != 0:
-        lines = child.stderr.decode(errors="replace").strip().splitlines()
-        raise BrokenModelError(
-            f"The config of {name} cannot be read.", lines[-1] if lines else "The reader gave no reason."
-        )
-    return _answer(name, child.stdout)
+    told = run_child(
+        "backend.library.facts_child",
+        seconds=_TIMEOUT,
+        late=f"Building {name} from its config took over {_TIMEOUT:.0f} s.",
+        failed=f"The config of {name} cannot be read.",
+        given=text,
+    )
+    return _answer(name, told)
 
 
 def _answer(name: str, text: bytes) -> KnownModel:

@@ -6,14 +6,12 @@ transformers does the conversion, and imports torch for it; so it runs in a proc
 from __future__ import annotations
 
 import hashlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from backend.errors import BrokenModelError
 from backend.library.atomic import publish_folder, scratch_folder
-from backend.library.locations import derived_home, source_root
+from backend.library.child import run_child
+from backend.library.locations import derived_home
 
 # Part of the key: raise it when derive_child writes something else than before.
 _VERSION = 3
@@ -40,40 +38,17 @@ def derive(source: Path) -> Path:
     with scratch_folder(target.parent) as scratch:
         made = scratch / "model"
         made.mkdir()
-        _run_child(source, made)
+        run_child(
+            "backend.library.derive_child",
+            str(source),
+            str(made),
+            seconds=_TIMEOUT,
+            late=f"Reading the tokenizer of {source} took over {_TIMEOUT:.0f} s.",
+            failed=f"The config or tokenizer of {source} cannot be read.",
+        )
         if not (made / "tokenizer.json").is_file():
             raise BrokenModelError(
                 f"{source} has no tokenizer that can be used.", "transformers made no tokenizer.json of it."
             )
         publish_folder(made, target)
     return target
-
-
-def _run_child(source: Path, made: Path) -> None:
-    inherited = os.environ.get("PYTHONPATH", "")
-    environment = {
-        **os.environ,
-        # -P: a folder named `backend` in the user's working directory must not be imported.
-        "PYTHONPATH": os.pathsep.join(part for part in (str(source_root()), inherited) if part),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-    }
-    command = [sys.executable, "-P", "-m", "backend.library.derive_child", str(source), str(made)]
-    try:
-        child = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env=environment,
-            timeout=_TIMEOUT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise BrokenModelError(f"Reading the tokenizer of {source} took over {_TIMEOUT:.0f} s.") from error
-    if child.returncode != 0:
-        lines = child.stderr.decode(errors="replace").strip().splitlines()
-        raise BrokenModelError(
-            f"The config or tokenizer of {source} cannot be read.",
-            lines[-1] if lines else "The reader gave no reason.",
-        )

@@ -89,3 +89,36 @@ def no_weights(name: str, present: list[str]) -> UnsupportedModelError | ModelNo
 def missing_shards(folder: Path, shards: list[str]) -> list[str]:
     """Those of `shards` that are not in `folder`."""
     return [shard for shard in shards if not (folder / shard).is_file()]
+
+
+def only_gguf(name: str, folder: Path) -> Path | None:
+    """The GGUF file of a folder without safetensors; None where it has none. Raises ModelNotFoundError for several."""
+    files = sorted(folder.glob("*.gguf"))
+    if not files or any(folder.glob("*.safetensors*")):
+        return None
+    if len(files) > 1:
+        raise ModelNotFoundError(
+            f"{name} holds {len(files)} GGUF files.", hint=f"Name one of them, such as {files[0]}."
+        )
+    return files[0]
+
+
+def config_of(name: str, folder: Path) -> Path:
+    """The folder's config.json. Raises ModelNotFoundError where there is none."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelNotFoundError(f"{name} holds no model.", "There is no config.json in it.", "Name another folder.")
+    return path
+
+
+def complete_shards(name: str, folder: Path) -> list[str]:
+    """The folder's safetensors files. Raises BrokenModelError where one is missing, and as `safetensors_weights`."""
+    shards = safetensors_weights(folder)
+    missing = missing_shards(folder, shards)
+    if missing:
+        raise BrokenModelError(
+            f"{name} is not complete.",
+            f"{len(missing)} of {len(shards)} weight files are missing, such as {missing[0]}.",
+            "Fetch the model again.",
+        )
+    return shards

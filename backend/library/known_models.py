@@ -136,27 +136,14 @@ def _installed(name: str, hub_name: HubName) -> KnownModel | None:
 
 
 def _folder(name: str, folder: Path) -> KnownModel:
-    ggufs = sorted(folder.glob("*.gguf"))
-    if ggufs and not any(folder.glob("*.safetensors*")):
-        if len(ggufs) > 1:
-            raise ModelNotFoundError(
-                f"{name} holds {len(ggufs)} GGUF files.", hint=f"Name one of them, such as {ggufs[0]}."
-            )
-        return _gguf(name, ggufs[0])
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ModelNotFoundError(f"{name} holds no model.", "There is no config.json in it.", "Name another folder.")
+    gguf = folders.only_gguf(name, folder)
+    if gguf is not None:
+        return _gguf(name, gguf)
+    path = folders.config_of(name, folder)
     config = folders.read_json(path)
     if not any(folder.glob("*.safetensors*")):
         return _of_config_file(name, path)
-    shards = folders.safetensors_weights(folder)
-    missing = folders.missing_shards(folder, shards)
-    if missing:
-        raise BrokenModelError(
-            f"{name} is not complete.",
-            f"{len(missing)} of {len(shards)} weight files are missing, such as {missing[0]}.",
-            "Fetch the model again.",
-        )
+    shards = folders.complete_shards(name, folder)
     tensors = [tensor for shard in shards for tensor in read_safetensors_header(folder / shard)]
     return of_files(name, config, tensors, "its config and the headers of its files")
 

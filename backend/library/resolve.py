@@ -83,23 +83,11 @@ def _with_tokenizer(name: str, folder: Path) -> Path:
 
 
 def _folder(name: str, folder: Path) -> ModelFiles:
-    ggufs = sorted(folder.glob("*.gguf"))
-    if ggufs and not any(folder.glob("*.safetensors*")):
-        if len(ggufs) > 1:
-            raise ModelNotFoundError(
-                f"{name} holds {len(ggufs)} GGUF files.", hint=f"Name one of them, such as {ggufs[0]}."
-            )
-        return _gguf(name, ggufs[0])
-    if not (folder / "config.json").is_file():
-        raise ModelNotFoundError(f"{name} holds no model.", "There is no config.json in it.", "Name another folder.")
-    shards = folders.safetensors_weights(folder)
-    missing = folders.missing_shards(folder, shards)
-    if missing:
-        raise BrokenModelError(
-            f"{name} is not complete.",
-            f"{len(missing)} of {len(shards)} weight files are missing, such as {missing[0]}.",
-            "Fetch the model again.",
-        )
+    gguf = folders.only_gguf(name, folder)
+    if gguf is not None:
+        return _gguf(name, gguf)
+    folders.config_of(name, folder)
+    shards = folders.complete_shards(name, folder)
     paths = tuple(str(folder / shard) for shard in shards)
     derived = _with_tokenizer(name, folder)
     size = sum(Path(path).stat().st_size for path in paths)
