@@ -10,6 +10,7 @@ from backend.errors import SettingError
 from backend.hardware.built_machine import GpuGroup, build_machine
 from backend.hardware.cluster import Cluster
 from backend.hardware.gpu import Gpu, GpuLink
+from backend.hardware.gpu_names import short_name
 from backend.hardware.gpu_table import GpuFacts, gpu_facts, gpu_table
 from backend.hardware.machine import Machine
 from backend.planner.cost import table_price
@@ -19,8 +20,8 @@ from backend.planner.fit.report import FitPlan
 from backend.planner.fit.shape import Seat, Shape
 from backend.planner.fit.shapes import Division
 
-# What to say, the question with that hardware, and the plan on it.
-More = tuple[str, Question, FitPlan]
+# What to say, the option that names the hardware ("" where none does), the question with it, and the plan on it.
+More = tuple[str, str, Question, FitPlan]
 
 # GPUs in one machine that are worth telling of, and how many of another kind machines are sold with.
 _MOST_GPUS, _SOLD = 16, (1, 2, 4, 8)
@@ -34,9 +35,12 @@ def more_hardware(judge: Judge, asked: Question, subject: Subject) -> Iterator[M
     """Further GPUs alike, another kind of GPU, a second machine: in the subject's formats, then in smaller ones."""
     for weights in (subject.plan.weights, *(name for name in judge.smaller if name != subject.plan.weights)):
         for way in (_alike, _other_kind, _peer):
-            for what, wider, plan in way(judge, asked, subject, weights):
-                stored = "" if weights == subject.plan.weights else f", and store the weights as {weights}"
-                yield f"{what.removesuffix('.')}{stored}.", wider, plan
+            for what, option, wider, plan in way(judge, asked, subject, weights):
+                if weights == subject.plan.weights:
+                    yield what, option, wider, plan
+                    continue
+                stored = f"{what.removesuffix('.')}, and store the weights as {weights}."
+                yield stored, f"{option} --weights {weights}" if option else "", wider, plan
 
 
 def _alike(judge: Judge, asked: Question, subject: Subject, weights: str) -> Iterator[More]:
@@ -55,7 +59,8 @@ def _alike(judge: Judge, asked: Question, subject: Subject, weights: str) -> Ite
         wider, plan = _on(judge, asked, _with_gpus(machine, count), weights, subject.plan.kv_format)
         if plan is not None and good(plan):
             name, more = machine.gpus[-1].name, count - now
-            yield f"Add another {name}." if more == 1 else f"Add {more} more {name}.", wider, plan
+            what = f"Add another {name}." if more == 1 else f"Add {more} more {name}."
+            yield what, _option(_with_gpus(machine, count)), wider, plan
             return
 
 
@@ -70,7 +75,7 @@ def _other_kind(judge: Judge, asked: Question, subject: Subject, weights: str) -
             continue
         wider, plan = _on(judge, asked, machine, weights, subject.plan.kv_format)
         if plan is not None and good(plan):
-            yield f"Use {_counted(count, kind)} instead.", wider, plan
+            yield f"Use {_counted(count, kind)} instead.", _option(machine), wider, plan
             return
         tried += 1
         if tried == _TRIED:
@@ -103,7 +108,7 @@ def _peer(judge: Judge, asked: Question, subject: Subject, weights: str) -> Iter
     shape = Shape(((Seat(0, gpus), Seat(1, gpus)),))
     plan = judge.judge(shape, weights, subject.plan.kv_format, asked=wider)
     if plan is not None and good(plan):
-        yield "Give half of the layers to a second machine like this one.", wider, plan
+        yield "Give half of the layers to a second machine like this one.", "", wider, plan
 
 
 def _on(
@@ -124,6 +129,25 @@ def _weights(judge: Judge, subject: Subject, weights: str) -> int:
         term.bytes for device in (plan or subject.plan).devices for term in device.terms if term.name == "weights"
     )
     return held // subject.plan.replicas
+
+
+def _option(machine: Machine) -> str:
+    """`fit`'s option that plans for such a machine; empty where words would not make the same GPUs and links."""
+    kind = gpu_facts(machine.gpus[0].name)
+    if kind is None:
+        return ""
+    try:
+        built = build_machine([GpuGroup(kind, len(machine.gpus))])
+    except SettingError:
+        return ""
+    if _ways(built) != _ways(machine):
+        return ""
+    return f'--hardware "{len(machine.gpus)}x {short_name(kind.name).replace(" ", "-")}"'
+
+
+def _ways(machine: Machine) -> tuple[object, ...]:
+    gpus = [(gpu.name, gpu.free) for gpu in machine.gpus]
+    return gpus, sorted((link.way, link.nvlink, link.peer) for link in machine.links)
 
 
 def _counted(count: int, kind: GpuFacts) -> str:

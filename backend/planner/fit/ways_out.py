@@ -41,8 +41,8 @@ def _ways(judge: Judge, asked: Question, subject: Subject) -> Iterator[WayOut]:
     yield from _less(judge, asked, subject)
     yield from _smaller_weights(judge, asked, subject)
     yield from _hosted(judge, asked, subject)
-    for what, wider, plan in more_hardware(judge, asked, subject):
-        yield WayOut(what, "", gives(wider, plan) + (f"; {plan.blocked}" if plan.stages > 1 else ""))
+    for what, option, wider, plan in more_hardware(judge, asked, subject):
+        yield WayOut(what, option, gives(wider, plan) + (f"; {plan.blocked}" if plan.stages > 1 else ""))
     yield _smaller_model(asked, subject)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import pytest
@@ -78,6 +79,20 @@ def test_where_one_change_does_not_do_other_gpus_and_smaller_formats_are_propose
     assert whats[0].startswith("Use ")
     assert "store" not in whats[0]
     assert any("and store the weights as" in what for what in whats[1:])
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_hardware_that_is_proposed_can_be_asked_about(number: int) -> None:
+    way = asked("405b", "1x RTX-4090").ways_out[number]
+    _, spec, *stored = shlex.split(way.option)
+    weights = tuple(stored[1:]) or ("model",)
+    assert asked("405b", spec, weights=weights).best is not None
+
+
+def test_hardware_that_words_would_not_make_has_no_option() -> None:
+    report = fit(known("70b"), cluster(gpu_machine(*consumer(4))), FitAsk(weights=("model",)))
+    added = next(way for way in report.ways_out if way.what.startswith("Add "))
+    assert added.option == ""
 
 
 def test_layers_in_host_memory_are_proposed_in_a_smaller_format_where_only_that_does() -> None:
