@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from backend.hardware.sharing import sharing_of
 from backend.planner.fit.candidate import Question
 from backend.planner.units import human_bytes
 
@@ -25,5 +26,9 @@ def _notes(asked: Question) -> Iterator[str]:
     for number, machine in enumerate(cluster.machines):
         where = f" on machine {number + 1}" if len(cluster.machines) > 1 else ""
         yield from (f"Left out{where}: {fault.what}" for fault in machine.left_out)
+        for gpu in machine.gpus:
+            # What is harmless (a desktop, an instance that was asked for) is the doctor's to tell.
+            harmful = (one for one in sharing_of(gpu, machine.pod) if one.harm)
+            yield from (f"{one.what} {one.fix}".rstrip() for one in harmful)
         if machine.gpu_problem:
             yield f"The GPUs{where} could not be read: {machine.gpu_problem}"
