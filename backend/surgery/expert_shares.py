@@ -55,7 +55,13 @@ class Slices:
 
 def are_experts(module: nn.Module) -> bool:
     """Whether transformers' experts interface, and so `run_experts`, computes this module."""
-    return hasattr(module, "has_post_expert_norm") and "down_proj" in module._parameters
+    marked = hasattr(module, "has_gate") and hasattr(module, "is_transposed") and hasattr(module, "has_bias")
+    return marked and "down_proj" in module._parameters
+
+
+def norms_pairs(experts: Any) -> bool:
+    """Whether each expert's output is normed before the sum; before 5.23 transformers had no such experts."""
+    return getattr(experts, "has_post_expert_norm", False)
 
 
 def narrow_experts(experts: Any, division: Division, group: Group) -> Slices:

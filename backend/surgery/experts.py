@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_forward
 
-from backend.surgery.expert_shares import ExpertShare, activate
+from backend.surgery.expert_shares import ExpertShare, activate, norms_pairs
 from backend.surgery.fused_experts import fused_experts
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _norm_before_sum(experts: Any, share: ExpertShare) -> bool:
 
     (k times as many numbers as otherwise; the norm of a part would be wrong.)
     """
-    return experts.has_post_expert_norm and not share.whole
+    return norms_pairs(experts) and not share.whole
 
 
 def _loop(experts: Any, share: ExpertShare, hidden_states: Tensor, index: Tensor, weights: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def _loop(experts: Any, share: ExpertShare, hidden_states: Tensor, index: Tensor
 def _fused(
     experts: Any, share: ExpertShare, fused: FusedExperts, hidden_states: Tensor, index: Tensor, weights: Tensor
 ) -> Tensor:
-    if not experts.has_post_expert_norm:
+    if not norms_pairs(experts):
         return fused(hidden_states, index, weights)
     return _weighted_sum(experts, share, fused.pairs(hidden_states, index), index, weights)
 
@@ -93,7 +93,7 @@ def _fused(
 def _weighted_sum(experts: Any, share: ExpertShare, outputs: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     """outputs: [T * k, hidden], zeros for what lies elsewhere. Summed in the order of the token's own choices, so that
     other tokens of the batch do not matter."""
-    if experts.has_post_expert_norm:
+    if norms_pairs(experts):
         if _norm_before_sum(experts, share) and share.reduce is not None:
             share.reduce(outputs)
         outputs = experts.post_expert_norm(outputs)

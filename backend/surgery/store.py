@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from backend.surgery.expert_shares import norms_pairs
 from backend.surgery.linears import ServedLinear, served_linears
 from quant.weight_format import Linear, WeightFormat
 from quant.weight_sizes import LinearShape
@@ -56,7 +57,7 @@ def is_stored(linear: ServedLinear, output: nn.Module | None) -> bool:
 def expert_stacks(module: nn.Module) -> tuple[str, ...]:
     """Names of the weights [experts, …] of an experts module that are stored one by one; empty for any other module."""
     known = hasattr(module, "has_gate") and hasattr(module, "is_transposed") and hasattr(module, "has_bias")
-    if not known or module.has_post_expert_norm:
+    if not known or norms_pairs(module):
         return ()
     found = {name: module._parameters.get(name) for name in _STACKS}
     return tuple(name for name, stack in found.items() if stack is not None and stack.dim() == 3)
