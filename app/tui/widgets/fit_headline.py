@@ -26,7 +26,7 @@ class FitHeadline(Static):
     def show(self, report: FitReport) -> None:
         plan = report.plans[report.best or 0]
         ask = report.ask
-        count = sum(each.verdict.kind in ("roomy", "fits") for each in report.plans)
+        count = sum(each.verdict.fits for each in report.plans)
         users = "1 user" if ask.users == 1 else f"{ask.users:,} users"
         self.update(
             Content.assemble(

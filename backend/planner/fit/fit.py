@@ -11,12 +11,12 @@ from backend.planner.fit.bench import Bench
 from backend.planner.fit.candidate import Candidate, Question, plain_settings
 from backend.planner.fit.chosen import as_served
 from backend.planner.fit.judge import Judge, Subject
-from backend.planner.fit.judged import KINDS, Judged
+from backend.planner.fit.judged import Judged
 from backend.planner.fit.known_model import KnownModel
 from backend.planner.fit.notes import notes
 from backend.planner.fit.rank import best, ranked
 from backend.planner.fit.replica import served
-from backend.planner.fit.report import FitReport
+from backend.planner.fit.report import KINDS, FitReport
 from backend.planner.fit.resolve import resolve
 from backend.planner.fit.shape import Seat, Shape
 from backend.planner.fit.shapes import Division, shapes

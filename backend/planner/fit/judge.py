@@ -33,8 +33,3 @@ class Subject:
 
     plan: FitPlan
     shape: Shape
-
-
-def good(plan: FitPlan) -> bool:
-    """Whether it fits what was asked."""
-    return plan.verdict.kind in ("roomy", "fits")

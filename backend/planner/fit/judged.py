@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from backend.planner.fit.candidate import Candidate, Question, variants
-from backend.planner.fit.report import Speed, Verdict
+from backend.planner.fit.report import KINDS, Speed, Verdict
 from backend.planner.fit.shape import Shape
 from backend.planner.fit.speeds import speed_of
 from backend.planner.fit.verdict import verdict
-
-# From best to worst.
-KINDS = ("roomy", "fits", "fragile", "too large")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +21,7 @@ class Judged:
 
     @property
     def fits(self) -> bool:
-        return self.verdict.kind in ("roomy", "fits")
+        return self.verdict.fits
 
     @property
     def runnable(self) -> bool:

@@ -15,7 +15,7 @@ from backend.hardware.gpu_table import GpuFacts, gpu_facts, gpu_table
 from backend.hardware.machine import Machine
 from backend.planner.cost import table_price
 from backend.planner.fit.candidate import Question
-from backend.planner.fit.judge import Judge, Subject, good
+from backend.planner.fit.judge import Judge, Subject
 from backend.planner.fit.report import FitPlan
 from backend.planner.fit.shape import Seat, Shape
 from backend.planner.fit.shapes import Division
@@ -57,7 +57,7 @@ def _alike(judge: Judge, asked: Question, subject: Subject, weights: str) -> Ite
     ]
     for count in counts[:_TRIED]:
         wider, plan = _on(judge, asked, _with_gpus(machine, count), weights, subject.plan.kv_format)
-        if plan is not None and good(plan):
+        if plan is not None and plan.verdict.fits:
             name, more = machine.gpus[-1].name, count - now
             what = f"Add another {name}." if more == 1 else f"Add {more} more {name}."
             yield what, _option(_with_gpus(machine, count)), wider, plan
@@ -74,7 +74,7 @@ def _other_kind(judge: Judge, asked: Question, subject: Subject, weights: str) -
         except SettingError:
             continue
         wider, plan = _on(judge, asked, machine, weights, subject.plan.kv_format)
-        if plan is not None and good(plan):
+        if plan is not None and plan.verdict.fits:
             yield f"Use {_counted(count, kind)} instead.", _option(machine), wider, plan
             return
         tried += 1
@@ -107,7 +107,7 @@ def _peer(judge: Judge, asked: Question, subject: Subject, weights: str) -> Iter
     gpus = tuple(range(count)) if machine.gpus else ()
     shape = Shape(((Seat(0, gpus), Seat(1, gpus)),))
     plan = judge.judge(shape, weights, subject.plan.kv_format, asked=wider)
-    if plan is not None and good(plan):
+    if plan is not None and plan.verdict.fits:
         yield "Give half of the layers to a second machine like this one.", "", wider, plan
 
 

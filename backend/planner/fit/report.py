@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from msgspec import Struct
 
@@ -11,6 +11,7 @@ from backend.planner.plan import MemoryTerm
 
 # From best to worst.
 VerdictKind = Literal["roomy", "fits", "fragile", "too large"]
+KINDS: tuple[VerdictKind, ...] = get_args(VerdictKind)
 Bound = Literal["memory", "compute", "link", "launch"]
 
 
@@ -96,6 +97,11 @@ class Verdict(Struct, frozen=True):
     needed: int
     available: int
     sentence: str
+
+    @property
+    def fits(self) -> bool:
+        """Whether what was asked fits, and not only starts."""
+        return self.kind in ("roomy", "fits")
 
 
 class FitPlan(Struct, frozen=True, kw_only=True):

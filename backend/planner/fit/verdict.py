@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from backend.planner.draft import RankDraft
 from backend.planner.fit.candidate import Candidate, Question
 from backend.planner.fit.replica import Replica
-from backend.planner.fit.report import Verdict, VerdictKind
+from backend.planner.fit.report import KINDS, Verdict, VerdictKind
 from backend.planner.pool import SHORTEST_CONTEXT, short_term
 from backend.planner.units import human_bytes
 
@@ -39,10 +39,9 @@ class _Margin:
 
 def verdict(asked: Question, made: Candidate) -> Verdict:
     """Of the replica that is worst off."""
-    order: list[VerdictKind] = ["roomy", "fits", "fragile", "too large"]
     users = asked.users(made.shape.replicas)
     judged = [_of_replica(asked, replica, users) for replica in _unlike(made)]
-    return max(judged, key=lambda one: order.index(one.kind))
+    return max(judged, key=lambda one: KINDS.index(one.kind))
 
 
 def _unlike(made: Candidate) -> list[Replica]:

@@ -49,7 +49,7 @@ class VllmBench:
     def _worth(self, shape: Shape) -> Iterator[FitPlan | None]:
         plain = self.judge(shape, "model", "model")
         yield plain
-        if plain is None or (fits(plain) and plain.verdict.kind == "roomy" and self.asked.ask.goal == "latency"):
+        if plain is None or (plain.verdict.fits and plain.verdict.kind == "roomy" and self.asked.ask.goal == "latency"):
             return
         for weights in ("model", *self.smaller):
             one = plain if weights == "model" else self.judge(shape, weights, "model")
@@ -57,7 +57,7 @@ class VllmBench:
                 yield one
             if one is not None and (one.verdict.kind != "too large" or one.verdict.term == "kv"):
                 yield self.judge(shape, weights, self.smaller_kv)
-            if one is not None and fits(one):
+            if one is not None and one.verdict.fits:
                 return
 
     def judge(
@@ -140,14 +140,6 @@ class VllmBench:
         )
 
 
-def fits(plan: FitPlan) -> bool:
-    return fits_as(plan.verdict)
-
-
-def fits_as(verdict: Verdict) -> bool:
-    return verdict.kind in ("roomy", "fits")
-
-
 def parse_version(text: str) -> Version:
     """ "0.19.0" as numbers; the newest known where nothing is said.
 
@@ -164,7 +156,7 @@ def parse_version(text: str) -> Version:
 def _verdict(asked: Question, memory: VllmMemory, users: int) -> Verdict:
     """vLLM's own, and whether the pool has room for all users at once, and for what estimates may be wrong by."""
     found = memory.verdict
-    if not fits_as(found):
+    if not found.fits:
         return found
     pool, needed = min(stage.kv for stage in memory.stages), users * memory.needed
     if memory.concurrency < users:

@@ -13,7 +13,7 @@ from typing import Literal
 from msgspec.structs import replace as changed
 
 from backend.planner.fit.candidate import Question
-from backend.planner.fit.judge import Judge, Subject, good
+from backend.planner.fit.judge import Judge, Subject
 from backend.planner.fit.more_hardware import more_hardware
 from backend.planner.fit.report import FitPlan, WayOut
 from backend.planner.units import human_seconds
@@ -27,7 +27,7 @@ _PARTS = (1.0, 0.9, 0.8, 0.65, 0.5, 0.35, 0.2)
 
 def ways_out(judge: Judge, asked: Question, subject: Subject | None) -> tuple[WayOut, ...]:
     """Of the plan in the model's own formats that comes nearest; nothing where that fits."""
-    if subject is None or good(subject.plan):
+    if subject is None or subject.plan.verdict.fits:
         return ()
     return tuple(islice(_ways(judge, asked, subject), _MOST))
 
@@ -36,7 +36,7 @@ def _ways(judge: Judge, asked: Question, subject: Subject) -> Iterator[WayOut]:
     plan = subject.plan
     if plan.kv_format == "model":
         small = judge.judge(subject.shape, plan.weights, judge.smaller_kv)
-        if small is not None and good(small):
+        if small is not None and small.verdict.fits:
             yield WayOut(f"Store K and V as {judge.smaller_kv}.", _words("kv", small), gives(asked, small))
     yield from _less(judge, asked, subject)
     yield from _smaller_weights(judge, asked, subject)
@@ -87,7 +87,7 @@ def _less(judge: Judge, asked: Question, subject: Subject) -> Iterator[WayOut]:
 def _fits_for(judge: Judge, asked: Question, subject: Subject, users: int, context: int) -> bool:
     less = Question(asked.model, asked.cluster, changed(asked.ask, users=users, context=context))
     plan = judge.judge(subject.shape, subject.plan.weights, subject.plan.kv_format, asked=less)
-    return plan is not None and good(plan)
+    return plan is not None and plan.verdict.fits
 
 
 def _smaller_weights(judge: Judge, asked: Question, subject: Subject) -> Iterator[WayOut]:
@@ -95,7 +95,7 @@ def _smaller_weights(judge: Judge, asked: Question, subject: Subject) -> Iterato
     for name in judge.smaller[judge.smaller.index(now) + 1 :] if now in judge.smaller else judge.smaller:
         for kv_format in ("model", judge.smaller_kv):
             plan = judge.judge(subject.shape, name, kv_format)
-            if plan is not None and good(plan):
+            if plan is not None and plan.verdict.fits:
                 beside = "" if kv_format == "model" else f", and K and V as {kv_format}"
                 option = " ".join(part for part in (_words("weights", plan), _words("kv", plan)) if part)
                 yield WayOut(f"Store the weights as {name}{beside}.", option, gives(asked, plan))
@@ -109,7 +109,7 @@ def _hosted(judge: Judge, asked: Question, subject: Subject) -> Iterator[WayOut]
     now = subject.plan.weights
     for weights in (now, *(name for name in judge.smaller if name != now)):
         plan = judge.judge(subject.shape, weights, "model", hosted=True)
-        if plan is not None and good(plan) and plan.hosted:
+        if plan is not None and plan.verdict.fits and plan.hosted:
             layers = len(asked.model.facts.layer_parameters)
             stored = "" if weights == now else f", and store the weights as {weights}"
             what = f"Keep {plan.hosted} of {layers} layers in host memory, which is slow{stored}."
