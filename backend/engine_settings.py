@@ -33,6 +33,10 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
         experts: whether each of these has a slice of every expert, or whole experts.
         collectives: by what means ranks may add up, of `parallel.open_group`'s; empty for all that work.
         collective_timeout: seconds that a rank waits for the others in one of them.
+        pipeline_stages: ranges that the layers are cut into; None takes more than one only where they are needed.
+        stage_layers: how many layers each of these has; empty leaves it to the plan.
+        peers: whether stages may be on other machines, and where to ask which: the path of the hub's socket; empty
+            where only this machine may be used.
     """
 
     files: ModelFiles
@@ -55,6 +59,9 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
     experts: Literal["auto", "tensor", "expert"] = "auto"
     collectives: tuple[str, ...] = ()
     collective_timeout: float = 60.0
+    pipeline_stages: int | None = None
+    stage_layers: tuple[int, ...] = ()
+    peers: str = ""
 
     def __repr__(self) -> str:
         """Without the secret: this ends up in logs and tracebacks."""

@@ -6,6 +6,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from backend.layer_span import LayerSpan
+
 
 class MemoryTerm(Struct, frozen=True):
     """One term of a rank's memory, in bytes: weights, kv, activations, libraries.
@@ -59,6 +61,26 @@ class HostedLayers(Struct, frozen=True):
     seconds: float
 
 
+class Stage(Struct, frozen=True):
+    """A range of layers on one machine.
+
+    Attributes:
+        peer: id of the machine; empty for the one that the engine runs on.
+        name: of the machine, for people.
+        span: the layers.
+        ranks: how many of the Plan's ranks it has, which stand there stage after stage.
+        threads, visible_gpus, peer_writes: as in Plan, of this machine.
+    """
+
+    peer: str
+    name: str
+    span: LayerSpan
+    ranks: int
+    threads: int = 1
+    visible_gpus: tuple[str, ...] = ()
+    peer_writes: bool = True
+
+
 class Plan(Struct, frozen=True, kw_only=True):
     """How a model is served here. Every "auto" of the settings is resolved in it.
 
@@ -68,8 +90,9 @@ class Plan(Struct, frozen=True, kw_only=True):
         dtype: float32, bfloat16 or float16.
         weight_format: a name in quant's table.
         kv_format: K's and V's formats, as `quant.kv_format.parse_kv_formats` reads them.
-        tensor_parallel, pipeline_stages: how many of each (one stage in this version).
-        ranks: devices with their parts and expected memory.
+        tensor_parallel: ranks that share each layer; of several stages, those of the first.
+        pipeline_stages: how many ranges the layers are cut into.
+        ranks: devices with their parts and expected memory, numbered through.
         max_context: most positions of one sequence (prompt and answer).
         max_sequences: most sequences computed in one step.
         step_tokens: token budget of one step.
@@ -85,6 +108,7 @@ class Plan(Struct, frozen=True, kw_only=True):
         visible_gpus: what CUDA_VISIBLE_DEVICES has to name, by uuid, for the devices' numbers to hold; empty without.
         peer_writes: whether GPUs may write to each other's memory; where they may not, NCCL has to be told so.
         hosted: the layers that lie in host memory; None where all weights lie on the devices.
+        stages: of several, each one's layers and machine; empty where one stage on this machine has all layers.
     """
 
     model: str
@@ -111,3 +135,4 @@ class Plan(Struct, frozen=True, kw_only=True):
     visible_gpus: tuple[str, ...] = ()
     peer_writes: bool = True
     hosted: HostedLayers | None = None
+    stages: tuple[Stage, ...] = ()
