@@ -63,12 +63,14 @@ class Batch:
     """One step's work: slices of distinct sequences, decode and prefill mixed.
 
     `transfers` are begun before the slices are computed, with the promises of `kvcache.transfer`; a Batch may consist
-    of them alone. Slices may share pages that none of them writes.
+    of them alone. Slices may share pages that none of them writes. Where `until` is set, only the stages before that
+    number compute the slices, none of which samples then: pages are being computed again that a stage has lost.
     """
 
     step: int
     slices: tuple[Slice, ...]
     transfers: tuple[Transfer, ...] = ()
+    until: int | None = None
 
     @property
     def token_count(self) -> int:

@@ -5,8 +5,8 @@
             StageStep ───────────►
     engine  ◄─ StageDone, StageFailed, Pulse
 
-Numbers of steps begin with 0 in each epoch and are consecutive. A worker ignores whatever is of another epoch than the one
-it has joined last, and an engine ignores whatever is of another than its own.
+Numbers of steps begin with 0 in each epoch and are consecutive. A worker ignores whatever is of another epoch than the
+one it has joined last, and an engine ignores whatever is of another than its own.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class LoadStage(Message, frozen=True):
     """To a worker: become this rank of this stage. Answered by StageLoaded or Refused, after any number of Loading.
 
     Attributes:
-        load: as for a worker of one machine: its `plan` is the stage's own (`backend.planner.stage_plan`), its `rank` counts
-            within the stage, its `layers` are the whole model's. `load.settings.files` are the head's.
+        load: as for a worker of one machine: its `plan` is the stage's own (`backend.planner.stage_plan`), its `rank`
+            counts within the stage, its `layers` are the whole model's. `load.settings.files` are the head's.
         span: the stage's layers.
         stage: its number.
         offer: where the stage's tensors can be had, if this machine does not have the model: a `tensor_offer`, encoded;
@@ -76,7 +76,8 @@ class StageLoaded(Message, frozen=True):
 class Join(Message, frozen=True):
     """To a worker: from now on only this epoch counts. Answered by Joined when its links stand.
 
-    It forgets what it was told of sequences, waits until none of its transfers runs, and closes links of earlier epochs.
+    It forgets what it was told of sequences, waits until none of its transfers runs, and closes links of earlier
+    epochs.
 
     Attributes:
         forward: where the next stage's rank 0 listens; empty for the last stage and for ranks but the first.
@@ -97,8 +98,8 @@ class StageStep(Message, frozen=True):
 
     Attributes:
         step: the Batch, encoded by one encoder for the whole epoch.
-        until: stages from this number on sit it out (a lost stage's pages are being computed again): they only begin its
-            transfers, and get no frame. As many as there are stages for all others.
+        until: stages from this number on sit it out (a lost stage's pages are being computed again): they only begin
+            its transfers, and get no frame. As many as there are stages for all others.
     """
 
     epoch: int
