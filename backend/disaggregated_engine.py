@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 import msgspec
@@ -32,8 +32,9 @@ SHORTEST_PROMPT = 32
 class DisaggregatedEngine:
     """An EngineClient over two, which it starts and stops. Plan, pages and measurements are the decode engine's."""
 
-    def __init__(self, prefill: EngineClient, decode: EngineClient) -> None:
-        self._prefill, self._decode = prefill, decode
+    def __init__(self, prefill: EngineClient, decode: EngineClient, close: Callable[[], None] = lambda: None) -> None:
+        """close: called when both have stopped."""
+        self._prefill, self._decode, self._close = prefill, decode, close
         self._handed_tokens = 0
 
     @property
@@ -131,6 +132,7 @@ class DisaggregatedEngine:
 
     async def stop(self) -> None:
         await asyncio.gather(self._prefill.stop(), self._decode.stop())
+        self._close()
 
 
 def _prompt_of(request: Request) -> Request:
