@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from backend.batch import Batch, Sampled
+from backend.cache_identity import namespace
 from backend.compose_engine import PROCESSOR_WARM_UP, load_served
+from backend.compose_tiers import open_disk, rank_folder
 from backend.library.files import ModelFiles
 from backend.measured_rank import MeasuredRank
 from backend.memory_meter import held_on
@@ -24,7 +26,8 @@ from backend.surgery.load import read_config
 from backend.workers.near_processors import stay_near
 from backend.workers.rank_work import OnProgress
 from backend.workers.worker_messages import Load, Loaded
-from kvcache.layout import build_layout, rank_layout
+from kvcache.layout import CacheLayout, build_layout, rank_layout
+from kvcache.tiers.disk import DiskTier
 from kvcache.tiers.host import HostTier
 from kvcache.transfer import TransferDone
 from quant.kv_format import parse_kv_formats
@@ -80,7 +83,8 @@ class ModelRank:
         layout = rank_layout(whole, model.facts.layers)
         runner = self._runner = Runner(model, layout, plan.pages, team, rank=order.rank, communication=communication)
         self.groups = len(layout.groups)
-        runner.attach_tiers(HostTier(plan.host_pages, layout.page_bytes, device) if plan.host_pages else None, None)
+        host = HostTier(plan.host_pages, layout.page_bytes, device) if plan.host_pages else None
+        runner.attach_tiers(host, _hand_over_tier(order, layout, runner))
         self._warm_up_tokens = PROCESSOR_WARM_UP if device.type == "cpu" else plan.step_tokens
         return Loaded(
             device=str(device),
@@ -111,6 +115,15 @@ class ModelRank:
         if self._runner is None:
             raise RuntimeError("the rank has not been loaded")
         return self._runner
+
+
+def _hand_over_tier(order: Load, layout: CacheLayout, runner: Runner) -> DiskTier | None:
+    """Through which this rank's share of the pages goes to, or comes from, the like rank of another engine."""
+    settings, plan = order.settings, order.plan
+    if not plan.disk_bytes:
+        return None
+    own = namespace(settings.files, plan, layout, [f"{order.rank}/{len(plan.ranks)}", *runner.kernel_orders])
+    return open_disk(settings, plan, layout, own, rank_folder(plan, order.rank))
 
 
 def _take_device(plan: Plan, rank: int) -> torch.device:
