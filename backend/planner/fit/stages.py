@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from backend.planner.model_facts import ModelFacts
-from kvcache.layout import CacheLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +69,6 @@ def cut_at(facts: ModelFacts, weights: int, element: int, edges: Sequence[int]) 
     if not all(part.slots for part in parts):
         raise ValueError(f"{len(held)} layers cannot be cut into {len(parts)} stages")
     return parts
-
-
-def stage_layout(layout: CacheLayout, slots: range) -> CacheLayout:
-    """The model's layout with these slots only, numbered anew: a page holds as many positions as anywhere."""
-    groups = (
-        replace(group, slots=tuple(slot - slots.start for slot in group.slots if slot in slots))
-        for group in layout.groups
-    )
-    return replace(layout, groups=tuple(group for group in groups if group.slots))
 
 
 def _held(facts: ModelFacts, weights: int, element: int) -> list[int]:

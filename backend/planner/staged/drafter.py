@@ -13,7 +13,7 @@ from backend.hardware.machine import Machine
 from backend.planner import memory
 from backend.planner.draft import Draft, Wishes
 from backend.planner.fit.shape import Seat
-from backend.planner.fit.stages import StagePart, cut, cut_at, stage_layout
+from backend.planner.fit.stages import StagePart, cut, cut_at
 from backend.planner.kv_choice import KVChoice
 from backend.planner.model_facts import ModelFacts
 from backend.planner.prepare import wish
@@ -22,6 +22,7 @@ from backend.planner.shares import choose_experts
 from backend.planner.staged.draft import StagedDraft, with_links
 from backend.planner.staged.site import Site
 from backend.planner.target import Target, choose_target, gpu_targets
+from kvcache.layout import stage_layout
 
 
 @dataclass(frozen=True, slots=True)
