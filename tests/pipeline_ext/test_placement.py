@@ -272,7 +272,7 @@ def test_only_living_peers_are_placed_on_the_head_first() -> None:
     assert [found.id for found in placeable([one, *others, head])] == ["", "a"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     free=st.lists(st.integers(6, 40), min_size=2, max_size=4),
     cores=st.lists(st.integers(1, 16), min_size=4, max_size=4),
