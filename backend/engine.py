@@ -87,12 +87,13 @@ class Engine:
         # Stages that are mended move while the executor is asked something.
         done = self._executor.transfers_done(PATIENCE_SECONDS if self._mending else 0.0)
         self._scheduler.transfers_done(done)
-        batch = self._scheduler.idle()
-        if batch.transfers:
+        if not self._flights and (batch := self._scheduler.idle()).transfers:
             self._begin(batch)
+        if self._flights:
             self._finish_oldest()
         standing = self.standing()
-        if not done and standing is None and not self._mending and not self._scheduler.awaits_transfers:
+        waits = self._mending or self._flights or self._scheduler.awaits_transfers
+        if not done and standing is None and not waits:
             return None
         return self._output([], [], self._clock(), standing)
 

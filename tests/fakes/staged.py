@@ -141,7 +141,7 @@ class StagedExecutor:
             self._advance()
             return None
         oldest = self._flights[0]
-        while oldest.ran < len(self._stages) and oldest.error is None:
+        while oldest.ran < len(self._stages):
             self._run(oldest)
         self._flights.popleft()
         if oldest.error is not None:
@@ -175,8 +175,8 @@ class StagedExecutor:
     def _advance(self) -> None:
         """Some stages move on, some do not."""
         for flight in self._flights:
-            while flight.error is None and flight.ran < len(self._stages) and self._chance.random() < 0.5:
-                if any(other.ran <= flight.ran and other.error is None for other in self._before(flight)):
+            while flight.ran < len(self._stages) and self._chance.random() < 0.5:
+                if any(other.ran <= flight.ran for other in self._before(flight)):
                     break
                 self._run(flight)
 
@@ -185,7 +185,7 @@ class StagedExecutor:
         return flights[: flights.index(flight)]
 
     def _run(self, flight: Flight) -> None:
-        """The next stage computes this batch."""
+        """The next stage computes this batch, or only begins its transfers where an earlier one could not."""
         stage, batch = self._stages[flight.ran], flight.batch
         stage.tiers.begin(batch.transfers, stage.pool)
         skipped = batch.until is not None and flight.ran >= batch.until
@@ -195,11 +195,7 @@ class StagedExecutor:
                 self._refuse(batch)
         except Exception as error:
             flight.error = error
-            # The transfers have begun everywhere.
-            for other in self._stages[1:]:
-                other.tiers.begin(batch.transfers, other.pool)
-            return
-        for number, part in enumerate(() if skipped else batch.slices):
+        for number, part in enumerate(() if skipped or flight.error is not None else batch.slices):
             memory = PagedMemory(self._layout, stage.pool, part)
             try:
                 flight.hidden[number], seen = self._model.run_stage(part, flight.hidden[number], memory)
@@ -210,6 +206,7 @@ class StagedExecutor:
 
     def transfers_done(self, patience: float = 0.0) -> list[TransferDone]:
         if self._lost is not None:
+            self._mending = max(0, self._mending - 1)
             return []
         for stage in self._stages:
             stage.over |= {one.number: one for one in stage.tiers.done(stage.pool, patience)}
@@ -222,11 +219,11 @@ class StagedExecutor:
         return TransferDone(shares[0].number, succeeded, PAGE_BYTES if succeeded else 0, 0.001 if succeeded else 0.0)
 
     def standing(self) -> Standing | None:
-        states = ["lost" if stage in (self._lost or ()) else "ready" for stage in range(len(self._stages))]
+        states = ["lost" if self._mending and stage in (self._lost or ()) else "ready" for stage in range(len(self._stages))]
         ranks = tuple(
             RankStanding(one, one, f"peer{one}", 100 + one, "cpu", 1, state) for one, state in enumerate(states)
         )
-        now = Standing(ranks, "a stage is being replaced" if self._lost else "")
+        now = Standing(ranks, "a stage is being replaced" if self._mending else "")
         if now == self._told:
             return None
         self._told = now
