@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import structlog
-from msgspec.structs import replace
 
 from backend.hardware.machine import Machine, read_machine
 from pipeline_ext.hub_control import (
@@ -222,8 +221,3 @@ class Hub:
         if peer.id not in self.ray.reached:
             return "Ray does not reach it yet: nothing can be started there"
         return "being removed" if peer.id in self._removing else ""
-
-
-def with_health(peer: Peer, reached: bool) -> Peer:
-    """A peer that Ray does not reach is no place for a stage."""
-    return peer if reached or peer.health != "alive" else replace(peer, health="silent")
