@@ -71,6 +71,7 @@ class Hub:
         self._address, self._port = listener.getsockname()[:2]
         loop = asyncio.get_running_loop()
         self._changed, self._ended = asyncio.Event(), asyncio.Event()
+        self.opened = asyncio.Event()
         self.invites = Invites(loop.time)
         self.table = PeerTable(head.folder / "peers.json", loop.time)
         self.ray = RayCluster(self._address, self._changed.set)
@@ -84,6 +85,7 @@ class Hub:
         """Until `stop`."""
         await self._door.open()
         await self._socket.open()
+        self.opened.set()
         self.ray.start()
         beside = [asyncio.create_task(self._follow()), asyncio.create_task(self._read_machine())]
         try:
