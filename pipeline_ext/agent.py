@@ -161,6 +161,7 @@ class Agent:
                 ssl=client_context(self._identity),
                 server_hostname=server_name(""),
                 ssl_shutdown_timeout=1.0,
+                limit=PEER_FRAME,
             )
         self._writer, self._address = writer, str(writer.get_extra_info("sockname")[0])
         self._tell(Hello(own_version(), await asyncio.to_thread(self._read)))

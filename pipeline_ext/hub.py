@@ -150,7 +150,8 @@ class Hub:
             await self.ray.spawn(asked.peer, asked.order)
         except OrderError as error:
             raise HubRefusalError(f"Nothing could be started on {self.table.name(asked.peer)}", f"{error}.") from None
-        self._engines.setdefault(asked.engine, set()).add(asked.peer)
+        # An engine that does not listen to news is not waited for when the peer leaves.
+        self._engines.get(asked.engine, set()).add(asked.peer)
         return Done()
 
     async def _kill(self, asked: Kill) -> None:
