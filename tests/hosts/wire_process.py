@@ -1,6 +1,6 @@
 """A process between two network interfaces that passes frames on, later and at a bandwidth, as Lane says.
 
-python -m tests.hosts.wire_process ONE OTHER     reads lines "DELAY BANDWIDTH" (seconds, bytes a second or 0) from its input
+python -m tests.hosts.wire_process ONE OTHER     reads "DELAY BANDWIDTH" lines (seconds, bytes a second or 0)
 
 The kernels of small systems have no netem. Frames are taken with what the sender's card would have had to do yet
 (PACKET_VNET_HDR), so that they may be as large as the sender likes and need no checksum here.
