@@ -1,4 +1,4 @@
-"""Addresses: on which of this machine's addresses the hub may listen: the one that is named, or the only private one."""
+"""Addresses: where the hub may listen: at the address of this machine that is named, or at its only private one."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ from pipeline_ext.hub_messages import (
 from pipeline_ext.identity import Identity, client_context, server_name
 from pipeline_ext.own_version import own_version
 from pipeline_ext.ray_node import RayNode, RayStartError
-from pipeline_ext.ray_settings import NoPortsError, peer_arguments
+from pipeline_ext.ray_settings import NoPortsError, peer_arguments, port_words
 
 BEAT_SECONDS = 1.0
 # The hub beats each second: longer silence is a broken line.
@@ -104,7 +104,7 @@ class Agent:
         self._failure: ShardwiseError | None = None
 
     async def run(self) -> None:
-        """Until it was released, after `leave`, or the hub says that it does not belong there. Raises NotWelcomeError."""
+        """Until it was released, or the hub says that it does not belong there. Raises NotWelcomeError."""
         beside = [asyncio.create_task(self._keep_line()), asyncio.create_task(self._keep_ray())]
         try:
             await self._released.wait()
@@ -119,7 +119,7 @@ class Agent:
             raise self._failure
 
     def leave(self) -> None:
-        """Politely: asks the hub, and goes when nothing needs this machine, or after a while; the second time at once."""
+        """Politely: asks the hub, and goes when nothing needs it, or after a while; the second time at once."""
         if self._leaving.is_set():
             self._released.set()
             return
@@ -161,6 +161,7 @@ class Agent:
                 ssl=client_context(self._identity),
                 server_hostname=server_name(""),
                 ssl_shutdown_timeout=1.0,
+                limit=PEER_FRAME,
             )
         self._writer, self._address = writer, str(writer.get_extra_info("sockname")[0])
         self._tell(Hello(own_version(), await asyncio.to_thread(self._read)))
@@ -257,8 +258,8 @@ class Agent:
         ports = self._node.ports.wildcard(head=False)
         self._tell_ray(entry, "", ports)
         self._say(
-            f"Ready for stages. Ray listens on every address here, ports {ports[0]}, {ports[1]} and "
-            f"{ports[2]}-{ports[-1]}, and answers only to the cluster's token."
+            f"Ready for stages. Ray listens on every address here, ports {port_words(ports)}, "
+            "and answers only to the cluster's token."
         )
 
     async def _node_or_entry(self) -> None:

@@ -57,7 +57,7 @@ class Hub:
     Args:
         listener: bound to the chosen address, not yet listening.
         control: the path of the Unix socket.
-        read: how this machine is read; tests put another in its place.
+        read, make_ray: how this machine is read, and its Ray kept; tests put others in their place.
     """
 
     def __init__(
@@ -66,14 +66,16 @@ class Hub:
         head: Identity,
         control: Path,
         read: Callable[[], Machine] = read_machine,
+        make_ray: Callable[[str, Callable[[], None]], RayCluster] = RayCluster,
     ) -> None:
         self._head, self._read = head, read
         self._address, self._port = listener.getsockname()[:2]
         loop = asyncio.get_running_loop()
         self._changed, self._ended = asyncio.Event(), asyncio.Event()
+        self.opened = asyncio.Event()
         self.invites = Invites(loop.time)
         self.table = PeerTable(head.folder / "peers.json", loop.time)
-        self.ray = RayCluster(self._address, self._changed.set)
+        self.ray = make_ray(self._address, self._changed.set)
         self._door = HubDoor(listener, head, self.table, self.invites, self._changed)
         self._socket = HubSocket(control, self._answer, self._news, self._subscribed)
         self._engines: dict[str, set[str]] = {}  # by id: peers on which it has processes
@@ -84,6 +86,7 @@ class Hub:
         """Until `stop`."""
         await self._door.open()
         await self._socket.open()
+        self.opened.set()
         self.ray.start()
         beside = [asyncio.create_task(self._follow()), asyncio.create_task(self._read_machine())]
         try:
@@ -148,7 +151,8 @@ class Hub:
             await self.ray.spawn(asked.peer, asked.order)
         except OrderError as error:
             raise HubRefusalError(f"Nothing could be started on {self.table.name(asked.peer)}", f"{error}.") from None
-        self._engines.setdefault(asked.engine, set()).add(asked.peer)
+        # An engine that does not listen to news is not waited for when the peer leaves.
+        self._engines.get(asked.engine, set()).add(asked.peer)
         return Done()
 
     async def _kill(self, asked: Kill) -> None:

@@ -74,6 +74,7 @@ class HubDoor:
             ssl_handshake_timeout=_HANDSHAKE_SECONDS,
             ssl_shutdown_timeout=2.0,
             backlog=64,
+            limit=PEER_FRAME,
         )
 
     async def close(self) -> None:

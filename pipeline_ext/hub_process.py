@@ -61,11 +61,14 @@ async def run(address: str, port: int) -> None:
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, hub.stop)
     running = asyncio.create_task(hub.run())
-    while not control.exists() and not running.done():
-        await asyncio.sleep(0.02)
+    opened = asyncio.create_task(hub.opened.wait())
+    await asyncio.wait({running, opened}, return_when=asyncio.FIRST_COMPLETED)
+    opened.cancel()
     if not running.done():
         sys.stdout.write(READY + "\n")
         sys.stdout.flush()
+        # Who started us hears nothing more; what is logged goes to the log.
+        os.dup2(2, 1)
     await running
     os.close(lock)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from statistics import median
 
 from pipeline_ext.hub_messages import (
@@ -28,7 +29,8 @@ from pipeline_ext.peer import PeerLink
 from pipeline_ext.peer_table import LOST_AFTER, PeerTable
 
 BEAT_SECONDS = 1.0
-MEASURE_SECONDS = 300.0
+# Measured at once, again when what starts at first has settled, and then now and then.
+MEASURE_SECONDS = (15.0, 300.0)
 _PINGS = 7
 _LOADS = (64 * 1024, 256 * 1024, 1024 * 1024, 3 * 1024 * 1024)
 # A load that takes longer than this has told enough.
@@ -116,11 +118,12 @@ class PeerLine:
             await asyncio.sleep(BEAT_SECONDS)
 
     async def _measure(self) -> None:
-        while True:
+        pauses = itertools.chain(MEASURE_SECONDS, itertools.repeat(MEASURE_SECONDS[-1]))
+        for pause in pauses:
             with contextlib.suppress(TimeoutError, OSError):
                 self._table.measured(self.peer, link=await self._link())
                 self._changed.set()
-            await asyncio.sleep(MEASURE_SECONDS)
+            await asyncio.sleep(pause)
 
     async def _link(self) -> PeerLink:
         """Half a round trip, and what a load takes longer than nothing does; loads grow while they are too quick."""

@@ -153,6 +153,15 @@ class PeerTable:
         os.replace(name, self._path)
 
 
+def read_known(path: Path) -> tuple[Peer, ...]:
+    """The peers as they were last, for who cannot ask a hub."""
+    return tuple(
+        Peer(each.id, each.name, each.address, each.machine, each.link, "lost", each.version)
+        for each in _read(path)
+        if each.machine is not None
+    )
+
+
 def _read(path: Path) -> list[KnownPeer]:
     try:
         return msgspec.json.decode(path.read_bytes(), type=list[KnownPeer])

@@ -124,6 +124,17 @@ def _common(address: str, ports: RayPorts, folder: Path) -> list[str]:
     ]
 
 
+def port_words(ports: tuple[int, ...]) -> str:
+    """Like "7710-7712, 7717-7749"."""
+    runs: list[list[int]] = []
+    for port in sorted(ports):
+        if runs and port == runs[-1][1] + 1:
+            runs[-1][1] = port
+        else:
+            runs.append([port, port])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
 def firewall_rule(interface_address: str, ports: tuple[int, ...]) -> str:
     """A command that shuts these ports off for whoever does not come to this address; for people to run, or not."""
     first, last = min(ports), max(ports)
