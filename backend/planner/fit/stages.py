@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from backend.planner.model_facts import ModelFacts
-from kvcache.layout import CacheLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +61,6 @@ def cut(facts: ModelFacts, weights: int, element: int, rooms: Sequence[float]) -
     if not all(part.slots for part in parts):
         raise ValueError(f"{len(layers)} layers cannot be cut into {len(rooms)} stages")
     return parts
-
-
-def stage_layout(layout: CacheLayout, slots: range) -> CacheLayout:
-    """The model's layout with these slots only, numbered anew: a page holds as many positions as anywhere."""
-    groups = (
-        replace(group, slots=tuple(slot - slots.start for slot in group.slots if slot in slots))
-        for group in layout.groups
-    )
-    return replace(layout, groups=tuple(group for group in groups if group.slots))
 
 
 def _ends(facts: ModelFacts) -> tuple[int, int]:
