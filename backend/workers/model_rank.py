@@ -11,6 +11,8 @@ from torch import Tensor
 
 from backend.batch import Batch, Sampled
 from backend.compose_engine import PROCESSOR_WARM_UP, load_served
+from backend.hidden_states import HiddenStates
+from backend.layer_span import LayerSpan
 from backend.library.files import ModelFiles
 from backend.measured_rank import MeasuredRank
 from backend.memory_meter import held_on
@@ -21,10 +23,11 @@ from backend.planner.prepare import PAGE_TOKENS
 from backend.runner import Runner
 from backend.surgery.describe import describe
 from backend.surgery.load import read_config
+from backend.workers.hidden_tensor import to_bytes, to_tensor
 from backend.workers.near_processors import stay_near
 from backend.workers.rank_work import OnProgress
 from backend.workers.worker_messages import Load, Loaded
-from kvcache.layout import build_layout, rank_layout
+from kvcache.layout import build_layout, rank_layout, stage_groups, stage_layout
 from kvcache.tiers.host import HostTier
 from kvcache.transfer import TransferDone
 from quant.kv_format import parse_kv_formats
@@ -51,12 +54,14 @@ class CountedGroup:
 
 
 class ModelRank:
-    """A RankWork."""
+    """A RankWork, and a StageWork."""
 
     def __init__(self) -> None:
         self._group: CountedGroup | None = None
         self._runner: Runner | None = None
         self._warm_up_tokens = 1
+        self._rank = 0
+        self._hidden: tuple[torch.dtype, int] = (torch.float32, 0)
         self.groups = 0
 
     @property
@@ -67,6 +72,12 @@ class ModelRank:
         return describe(read_config(files))
 
     def load(self, order: Load, on_progress: OnProgress) -> Loaded:
+        return self._load(order, None, on_progress)
+
+    def load_stage(self, order: Load, span: LayerSpan, on_progress: OnProgress) -> Loaded:
+        return self._load(order, span, on_progress)
+
+    def _load(self, order: Load, span: LayerSpan | None, on_progress: OnProgress) -> Loaded:
         plan, settings = order.plan, order.settings
         device = _take_device(plan, order.rank)
         communication = None
@@ -75,11 +86,20 @@ class ModelRank:
             before = held_on(device)
             self._group = CountedGroup(_open_group(order, device))
             communication = max(0, held_on(device) - before)
-        model, team = load_served(settings, plan, on_progress, order.rank, self._group)
+        model, team = load_served(settings, plan, on_progress, order.rank, self._group, span)
         whole = build_layout(order.layers, model.dtype.itemsize, PAGE_TOKENS, parse_kv_formats(plan.kv_format))
-        layout = rank_layout(whole, model.facts.layers)
-        runner = self._runner = Runner(model, layout, plan.pages, team, rank=order.rank, communication=communication)
-        self.groups = len(layout.groups)
+        slots = range(len(order.layers)) if span is None else range(span.first_slot, span.stop_slot)
+        layout = rank_layout(stage_layout(whole, slots), model.facts.layers)
+        runner = self._runner = Runner(
+            model,
+            layout,
+            plan.pages,
+            team,
+            rank=order.rank,
+            communication=communication,
+            groups=None if len(layout.groups) == len(whole.groups) else stage_groups(whole, slots),
+        )
+        self.groups, self._rank, self._hidden = len(whole.groups), order.rank, (model.dtype, model.columns)
         runner.attach_tiers(HostTier(plan.host_pages, layout.page_bytes, device) if plan.host_pages else None, None)
         self._warm_up_tokens = PROCESSOR_WARM_UP if device.type == "cpu" else plan.step_tokens
         return Loaded(
@@ -102,6 +122,23 @@ class ModelRank:
 
     def execute(self, batch: Batch) -> list[Sampled | None]:
         return self._loaded.execute(batch)
+
+    @property
+    def hidden_dtype(self) -> str:
+        return str(self._hidden[0]).removeprefix("torch.")
+
+    @property
+    def hidden_columns(self) -> int:
+        return self._hidden[1]
+
+    def run_stage(self, batch: Batch, hidden: HiddenStates | None) -> HiddenStates | list[Sampled | None]:
+        given = None if hidden is None else to_tensor(hidden, self._hidden[0], batch.token_count, self._hidden[1])
+        answer = self._loaded.run_stage(batch, given)
+        if not isinstance(answer, Tensor):
+            return answer
+        if self._rank == 0:
+            return to_bytes(answer)
+        return [None for _ in batch.slices]
 
     def transfers_done(self, patience: float) -> list[TransferDone]:
         return self._loaded.transfers_done(patience)

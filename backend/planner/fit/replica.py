@@ -18,14 +18,14 @@ from backend.planner.decide import settle
 from backend.planner.draft import Draft, RankDraft, Wishes
 from backend.planner.fit.known_model import KnownModel
 from backend.planner.fit.shape import Seat
-from backend.planner.fit.stages import StagePart, cut, stage_layout
+from backend.planner.fit.stages import StagePart, cut
 from backend.planner.groups import group_link
 from backend.planner.plan import Plan
 from backend.planner.pool import choose_pool
 from backend.planner.prepare import prepare, wish
 from backend.planner.ranks import device_targets, on_cpu, roomiest
 from backend.planner.target import Target, choose_target, gpu_targets
-from kvcache.layout import CacheLayout
+from kvcache.layout import CacheLayout, stage_layout
 
 
 @dataclass(frozen=True, slots=True)
