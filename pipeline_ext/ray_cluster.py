@@ -93,7 +93,8 @@ class RayCluster:
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
         try:
             self._writer.write(framed(encoder.encode(make(number))))
-            trouble = await asyncio.wait_for(answer, ORDER_SECONDS + 1)
+            async with asyncio.timeout(ORDER_SECONDS + 1):
+                trouble = await answer
         except (TimeoutError, OSError):
             raise OrderError("Ray did not answer in time") from None
         finally:

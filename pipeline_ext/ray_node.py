@@ -5,17 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
-import signal
 import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
-from pipeline_ext.ray_node_process import GRACE
+from pipeline_ext.ray_node_process import FOLDER_PREFIX, GRACE, kill_node
 from pipeline_ext.ray_settings import RayPorts, free_ports, own_environment, ray_environment
 
 START_SECONDS = 45.0
@@ -32,7 +28,7 @@ class RayNode:
     """Make it, `start` it once, `stop` it once. `ports` are of the running node."""
 
     def __init__(self, token: str, first_block: int = 0) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="sw-ray-", dir=_ROOT))  # 0700
+        self._folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=_ROOT))  # 0700
         self.token_file = self._folder / "token"
         descriptor = os.open(self.token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
@@ -87,18 +83,16 @@ class RayNode:
         """Within a few seconds nothing of it is left: asked first, killed then."""
         process = self._process
         if process is not None and process.returncode is None:
-            tree = _tree(process.pid)
             if process.stdin is not None:
                 process.stdin.close()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), GRACE + 1)
-            for each in tree:
-                with contextlib.suppress(psutil.Error):
-                    each.send_signal(signal.SIGKILL)
+                async with asyncio.timeout(GRACE + 2):
+                    await process.wait()
+        await asyncio.to_thread(kill_node, self.token_file)
+        if process is not None:
             await process.wait()
         if self._reader is not None:
             self._reader.cancel()
-        await asyncio.to_thread(shutil.rmtree, self._folder, True)
 
     async def _listen(self, process: asyncio.subprocess.Process) -> None:
         if process.stdout is None:
@@ -113,11 +107,3 @@ class RayNode:
     def _why(self) -> str:
         said = [line for line in self._said if "rror" in line or "nable" in line]
         return (said or list(self._said) or ["it ended without a word"])[-1]
-
-
-def _tree(pid: int) -> list[psutil.Process]:
-    try:
-        process = psutil.Process(pid)
-        return [process, *process.children(recursive=True)]
-    except psutil.Error:
-        return []
