@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline_ext.ray_node_process import FOLDER_PREFIX, GRACE, kill_node
+from pipeline_ext.ray_node_process import GRACE, kill_session
 from pipeline_ext.ray_settings import RayPorts, free_ports, own_environment, ray_environment
 
 START_SECONDS = 45.0
@@ -28,7 +29,7 @@ class RayNode:
     """Make it, `start` it once, `stop` it once. `ports` are of the running node."""
 
     def __init__(self, token: str, first_block: int = 0) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=_ROOT))  # 0700
+        self._folder = Path(tempfile.mkdtemp(prefix="sw-ray-", dir=_ROOT))  # 0700
         self.token_file = self._folder / "token"
         descriptor = os.open(self.token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
@@ -44,7 +45,7 @@ class RayNode:
         """Raises RayStartError, after at most START_SECONDS (an address that is not this machine's hangs Ray)."""
         self.ports = await asyncio.to_thread(free_ports, self._first_block)
         command = [
-            *(sys.executable, "-P", "-m", "pipeline_ext.ray_node_process"),
+            *(sys.executable, "-P", "-m", "pipeline_ext.ray_node_process", str(self._folder)),
             *arguments(self.ports, self._folder / "r"),
         ]
         self._process = await asyncio.create_subprocess_exec(
@@ -88,11 +89,12 @@ class RayNode:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(GRACE + 2):
                     await process.wait()
-        await asyncio.to_thread(kill_node, self.token_file)
-        if process is not None:
-            await process.wait()
+            if process.returncode is None:
+                await asyncio.to_thread(kill_session, process.pid)
+                await process.wait()
         if self._reader is not None:
             self._reader.cancel()
+        await asyncio.to_thread(shutil.rmtree, self._folder, True)
 
     async def _listen(self, process: asyncio.subprocess.Process) -> None:
         if process.stdout is None:

@@ -1,7 +1,7 @@
 """A program that is one Ray node, `ray start --block ARGUMENTS`, for as long as somebody holds its standard input.
 
-When its input ends, or Ray does, nothing of that node is left: Ray's agents outlive its servers at times, so all that
-has the node's token in its environment is killed. (What stages run has no such thing in it.)
+It leads a session of its own. When its input ends, or Ray does, it kills all of that session: Ray's agents outlive its
+servers at times. What runs stages is in other sessions. It removes FOLDER, its first argument, at its end.
 """
 
 from __future__ import annotations
@@ -17,39 +17,44 @@ from contextlib import suppress
 from pathlib import Path
 
 GRACE = 3.0
-FOLDER_PREFIX = "sw-ray-"
-_TOKEN = "RAY_AUTH_TOKEN_PATH"
 _LOOK_SECONDS = 0.3
+_SESSION = 3  # in /proc/PID/stat, counted from behind the name
+_RAY = (
+    "import sys; from backend.parentage import die_with_parent; die_with_parent(); "
+    "from ray.scripts.scripts import main; sys.argv[0] = 'ray'; main()"
+)
 
 
-def kill_node(token_file: Path) -> None:
-    """Kills all processes of the node with this token but our own, and removes its folder."""
+def kill_session(leader: int, but: int | None = None) -> None:
+    """Kills all processes of the session that this process leads. It has to be alive, or its number may be another's.
+
+    but: one that is spared.
+    """
     for _ in range(5):
-        found = _with_token(str(token_file))
+        found = [pid for pid in _of_session(leader) if pid != but]
         for pid in found:
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         if not found:
-            break
+            return
         time.sleep(0.05)
-    if token_file.parent.name.startswith(FOLDER_PREFIX):
-        shutil.rmtree(token_file.parent, ignore_errors=True)
 
 
-def _with_token(token_file: str) -> list[int]:
-    wanted = f"{_TOKEN}={token_file}".encode()
+def _of_session(leader: int) -> list[int]:
     found: list[int] = []
     for place in Path("/proc").iterdir():
-        # Of other users' processes we may not read the environment, and need not.
-        with suppress(OSError):
-            if place.name.isdigit() and wanted in (place / "environ").read_bytes().split(b"\0"):
-                found.append(int(place.name))
-    return [pid for pid in found if pid != os.getpid()]
+        with suppress(OSError, ValueError, IndexError):
+            if place.name.isdigit():
+                # The name may have blanks and brackets in it; what follows does not.
+                fields = (place / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[_SESSION]) == leader and fields[0] != "Z":
+                    found.append(int(place.name))
+    return found
 
 
 def main() -> int:
-    command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", *sys.argv[1:]]
-    ray = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    folder, *arguments = sys.argv[1:]
+    ray = subprocess.Popen([sys.executable, "-P", "-c", _RAY, "start", *arguments], stdin=subprocess.DEVNULL)
     try:
         while ray.poll() is None:
             if select.select([0], [], [], _LOOK_SECONDS)[0] and not os.read(0, 4096):
@@ -59,7 +64,10 @@ def main() -> int:
                     ray.wait(GRACE)
                 break
     finally:
-        kill_node(Path(os.environ[_TOKEN]))
+        if os.getsid(0) == os.getpid():
+            kill_session(os.getpid(), but=os.getpid())
+        ray.kill()
+        shutil.rmtree(folder, ignore_errors=True)
     return ray.wait()
 
 
