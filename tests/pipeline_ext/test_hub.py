@@ -31,7 +31,8 @@ from pipeline_ext.hub_control import (
     RevokeInvites,
     encoder,
 )
-from pipeline_ext.hub_process import HubStartError, locked
+from pipeline_ext.hub_process import locked
+from pipeline_ext.hub_start import HubStartError
 from pipeline_ext.joining import join
 from pipeline_ext.peer import Peer
 from tests.pipeline_ext.hubs import RunningHub, plain_machine, running_hub
