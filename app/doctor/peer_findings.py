@@ -1,4 +1,4 @@
-"""Findings about machines beside this one: whether they can be added, whether the hub runs, and what Ray leaves open."""
+"""Findings about machines beside this one: can they be added, does the hub run, what does Ray leave open."""
 
 from __future__ import annotations
 
