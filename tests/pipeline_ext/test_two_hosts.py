@@ -171,6 +171,12 @@ def test_a_used_invite_gets_nothing(pair: Pair) -> None:
     assert "did not accept this machine" in again.stderr
 
 
+def test_a_machine_is_a_peer_only_once(pair: Pair) -> None:
+    again = pair.peer.run(*SHARDWISE, "peers", "join")
+    assert again.returncode == 2
+    assert "is a peer already" in again.stderr
+
+
 def test_a_process_runs_on_the_peer_and_outlives_rays_head_and_the_hub(pair: Pair, engine: Engine) -> None:
     pid = engine.ask("spawn", "-", "first")
     assert pid.isdigit(), pid + pair.story()
