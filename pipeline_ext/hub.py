@@ -164,9 +164,9 @@ class Hub:
         except OrderError as error:
             raise HubRefusalError("They could not be reached", f"{error}.") from None
 
-    def _subscribed(self, engine: str, came: bool) -> None:
-        if came:
-            self._engines.setdefault(engine, set())
+    def _subscribed(self, engine: str, peers: tuple[str, ...] | None) -> None:
+        if peers is not None:
+            self._engines.setdefault(engine, set()).update(peers)
         else:
             self._engines.pop(engine, None)
         self._changed.set()
