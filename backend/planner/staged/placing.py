@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from msgspec.structs import replace as changed
 
 from backend.engine_settings import EngineSettings
-from backend.errors import OutOfMemoryError, SettingError, ShardwiseError
+from backend.errors import OutOfMemoryError, SettingError
 from backend.planner.decide import check_settings, decide
 from backend.planner.kv_choice import KVChoice
 from backend.planner.model_facts import ModelFacts
@@ -23,7 +23,7 @@ from backend.planner.staged.cutting import best_cut
 from backend.planner.staged.draft import StagedDraft
 from backend.planner.staged.drafter import Drafter
 from backend.planner.staged.plan import Explained, settle_stages
-from backend.planner.staged.refusals import check_asked, too_few_devices, too_small
+from backend.planner.staged.refusals import check_asked, too_few_devices
 from backend.planner.staged.seating import Seating, by_hand, capacity, orders, seatings
 from backend.planner.staged.site import Site
 from backend.planner.target import Target, choose_target
@@ -72,7 +72,8 @@ def place_stages(
         OutOfMemoryError: the model fits in no way that was asked for.
     """
     stages = stages_asked(settings)
-    if stages == 1:
+    if stages == 1 or (stages is None and len(sites) == 1):
+        # Over one machine's GPUs, dividing layers is what nobody need ask for.
         return decide(_alone(settings), facts, sites[0].machine, weights_bytes, measured, held)
     if stages is not None:
         return _first_format(settings, facts, sites, measured, held, stages)
@@ -189,7 +190,7 @@ def _as_few_as_fit(
     useful = settings.max_context or min(USEFUL_CONTEXT, facts.max_positions)
     resident = changed(settings, host_weights=0) if settings.host_weights is None else settings
     alone: Plan | None = None
-    refused: ShardwiseError | None = None
+    refused: OutOfMemoryError | None = None
     try:
         alone = decide(_alone(resident), facts, sites[0].machine, weights_bytes, measured, held)
     except OutOfMemoryError as error:
@@ -203,7 +204,7 @@ def _as_few_as_fit(
         return alone
     if settings.host_weights is None:
         return decide(_alone(settings), facts, sites[0].machine, weights_bytes, measured, held)
-    raise refused or OutOfMemoryError("The model does not fit.", "", "Use a smaller model.")
+    raise _nowhere(refused, sites)
 
 
 def _more(
@@ -228,6 +229,14 @@ def _more(
         if best is None or plan.max_context > best.max_context:
             best = plan
     return best
+
+
+def _nowhere(refused: OutOfMemoryError | None, sites: Sequence[Site]) -> OutOfMemoryError:
+    names = ", ".join(site.name for site in sites)
+    if refused is None:
+        return OutOfMemoryError(f"The model does not fit {names}.", "", "Use a smaller model.")
+    why = f"{refused.why} Nor do stages over {names} hold the model and a context."
+    return OutOfMemoryError(refused.what, why, refused.hint)
 
 
 def _alone(settings: EngineSettings) -> EngineSettings:
@@ -265,8 +274,3 @@ def _left_out(settings: EngineSettings, chosen: StagedDraft, sites: Sequence[Sit
     names = spare[0] if len(spare) == 1 else f"{', '.join(spare[:-1])} and {spare[-1]}"
     verb = "has" if len(spare) == 1 else "have"
     return f"{names} {verb} no stage: with {len(chosen.drafts)} stages, others are faster or have more room."
-
-
-def refusal(placed: Placed) -> OutOfMemoryError:
-    """Why it does not fit."""
-    return too_small(placed.staged)
