@@ -11,6 +11,7 @@ It runs in `turn`, over the transport's clock; batches are `flights`'. Each wait
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from backend.batch import Batch
@@ -56,9 +57,9 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """Where workers come to, and what they show there."""
+    """Where workers of each machine come to, and what they show there."""
 
-    place: str
+    place: Callable[[str], str]
     secret: bytes
 
 
@@ -394,7 +395,7 @@ class PipelineMachine:
             orders = self._loads.orders(slot.stage, peer, others)
             crew = StageCrew(slot.stage, peer, self._names(slot.stage, len(orders)), orders, self._limits, now)
             order = SpawnOrder(
-                crew.workers, self._door.place, self._door.secret, self._loads.environment(slot.stage, peer)
+                crew.workers, self._door.place(peer_id), self._door.secret, self._loads.environment(slot.stage, peer)
             )
             self._cluster.spawn(peer_id, order)
         except (ShardwiseError, SpawnError) as error:

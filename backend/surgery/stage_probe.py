@@ -212,6 +212,8 @@ class _EchoModel:
 def _prepare(path: str, module: nn.Module) -> None:
     if type(module) is nn.Linear:
         vars(module)["forward"] = partial(_linear, path, module.out_features)
+        # Some models take the weight and multiply themselves.
+        module.weight = nn.Parameter(_banded(module.out_features, module.in_features), requires_grad=False)
     elif isinstance(module, nn.Embedding):
         vars(module)["forward"] = partial(_look_up, path, module.embedding_dim)
         # Some models take a row of the table themselves, for what is no text.
@@ -220,6 +222,11 @@ def _prepare(path: str, module: nn.Module) -> None:
         vars(module)["forward"] = partial(_experts, module)
     else:
         fill(path, module)
+
+
+def _banded(rows: int, columns: int) -> Tensor:
+    """[rows, columns] that takes the memory of one row and one column: each row is the one before, shifted."""
+    return torch.sin(torch.arange(rows + columns) * 2.3).as_strided((rows, columns), (1, 1))
 
 
 def _linear(path: str, width: int, x: Tensor) -> Tensor:
