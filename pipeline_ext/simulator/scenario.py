@@ -84,9 +84,7 @@ def make_scenario(seed: int) -> Scenario:
         hosts.append(HostPlan(f"s{spare}", chance.randint(1, layers), chance.choice((0.0002, 0.01)), later))
     requests = tuple(_request(chance, number) for number in range(chance.randint(1, 4)))
     cancels = tuple((at + 0.3, request.id) for at, request in requests if chance.random() < 0.08)
-    faults = tuple(
-        sorted((_fault(chance) for _ in range(chance.choice((0, 1, 1, 1, 2, 2, 3)))), key=lambda one: one.at)
-    )
+    faults = [one for _ in range(chance.choice((0, 1, 1, 2))) for one in _faults(chance)]
     return Scenario(
         seed=seed,
         windows=tuple(chance.choice((None, None, 6)) for _ in range(layers)),
@@ -99,7 +97,7 @@ def make_scenario(seed: int) -> Scenario:
         step_tokens=chance.choice((4, 8, 16)),
         requests=requests,
         cancels=cancels,
-        faults=faults,
+        faults=tuple(sorted(faults, key=lambda one: one.at)),
     )
 
 
@@ -109,11 +107,20 @@ def _request(chance: Random, number: int) -> tuple[float, Request]:
         prompt = [(place * 7) % VOCABULARY for place in range(len(prompt))]
     if chance.random() < 0.04:
         prompt[chance.randrange(len(prompt))] = POISON
-    at = chance.choice((0.0, 0.0, 0.05, 0.3, 8.0))
-    sampling = Sampling(max_tokens=chance.randint(1, 14))
+    at = chance.choice((0.0, 0.0, 0.05, 0.3, 0.8, 6.0))
+    sampling = Sampling(max_tokens=chance.randint(1, 18))
     return at, Request(id=f"r{number}", prompt=tuple(prompt), sampling=sampling)
 
 
-def _fault(chance: Random) -> Fault:
-    at = chance.choice((chance.uniform(0.0, 0.5), chance.uniform(0.0, 0.5), chance.uniform(0.0, 10.0)))
-    return Fault(at, chance.choice(_KINDS), chance.randrange(1000), chance.choice((0.2, 1.0, 2.0, 4.0, 7.0, 12.0)))
+def _faults(chance: Random) -> list[Fault]:
+    """What goes wrong at about one time: trouble seldom comes alone."""
+    at = chance.choice((chance.uniform(0.0, 0.6), chance.uniform(0.0, 1.5), chance.uniform(0.0, 10.0)))
+    return [
+        Fault(
+            at + chance.uniform(0.0, 0.1),
+            chance.choice(_KINDS),
+            chance.randrange(1000),
+            chance.choice((0.2, 1.0, 2.0, 4.0, 7.0, 12.0)),
+        )
+        for _ in range(chance.choice((1, 1, 2, 3)))
+    ]

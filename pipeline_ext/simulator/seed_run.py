@@ -329,7 +329,7 @@ class SeedRun:
         return ToyStage(self.layout, order.span.first, order.span.stop)
 
     def compute_seconds(self, process: Process, work: Work) -> float:
-        return (0.004 + 0.001 * len(work.step.slices)) * process.host.slow * self.network.chance.uniform(0.8, 1.2)
+        return (0.02 + 0.005 * len(work.step.slices)) * process.host.slow * self.network.chance.uniform(0.8, 1.2)
 
     def load_seconds(self, process: Process) -> float:
         return self.network.chance.uniform(0.2, 1.5) * min(process.host.slow, 3.0)
@@ -337,7 +337,7 @@ class SeedRun:
     def _spawn(self, host: Host, name: str) -> Process:
         process = Process(self.clock, host, f"{self.engines}:{name}")
         self.workers[process.name] = process
-        SimulatedWorker(_Surroundings(self, process.name, name), process)
+        SimulatedWorker(_Surroundings(self, process.name), process, name)
         return process
 
     def _join(self, host: Host) -> None:
@@ -380,7 +380,7 @@ class SeedRun:
                 process.freeze()
                 self.clock.at(later, process.thaw)
             case "slow":
-                process.host.slow = 20.0
+                process.host.slow = (5.0, 30.0, 100.0)[fault.target % 3]
                 self.clock.at(later, lambda: setattr(process.host, "slow", 1.0))
             case "partition":
                 self.network.cut(self.hosts[""], host)
@@ -417,8 +417,8 @@ class SeedRun:
 class _Surroundings:
     """What one worker sees of the run."""
 
-    def __init__(self, run: SeedRun, process: str, name: str) -> None:
-        self._run, self._process, self._name = run, process, name
+    def __init__(self, run: SeedRun, process: str) -> None:
+        self._run, self._process = run, process
         self.network = run.network
         self.make_machine: MakeMachine = run.make_machine
         self.dial_engine: Callable[[Process], tuple[Connection, Connection] | None] = run.dial_engine

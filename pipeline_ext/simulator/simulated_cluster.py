@@ -112,7 +112,7 @@ class SimulatedCluster:
             raise SpawnError(f"{peer} is not there")
         if not host.alive or not self._network.reaches(self._hosts[""], host):
             return  # the order is lost, and nobody comes
-        if self._chance.random() < 0.03:
+        if self._chance.random() < 0.01:
             raise SpawnError(f"{peer} cannot start a process")
         for worker in order.workers:
             self.processes[worker] = self._spawn(host, worker)

@@ -73,8 +73,8 @@ class WorkerSurroundings(Protocol):
 class SimulatedWorker:
     """Of one process; everything it does comes of the clock and of what it hears."""
 
-    def __init__(self, surroundings: WorkerSurroundings, process: Process) -> None:
-        self._around, self._process = surroundings, process
+    def __init__(self, surroundings: WorkerSurroundings, process: Process, name: str) -> None:
+        self._around, self._process, self._name = surroundings, process, name
         self._machine: StageMachine | None = None
         self._stage: ToyStage | None = None
         self._links: SimulatedLinks | None = None
@@ -98,7 +98,7 @@ class SimulatedWorker:
         self._orders.listen(self._process, self._hear)
         self._pulse.listen(self._process, self._hear_beat)
         for line, kind in ((self._orders, "orders"), (self._pulse, "pulse")):
-            line.send(self._process, (self._process.name, kind))
+            line.send(self._process, (self._name, kind))
         self._last = self._idle_since = self._now
         self._beat()
 
