@@ -50,7 +50,7 @@ class Scenario:
     hosts: tuple[HostPlan, ...]
     stages: tuple[tuple[str, int], ...]
     ranks: int
-    lanes: int
+    host_pages: int
     page_tokens: int
     spare_pages: int
     step_tokens: int
@@ -91,7 +91,7 @@ def make_scenario(seed: int) -> Scenario:
         hosts=tuple(hosts),
         stages=tuple(zip(home, sizes, strict=True)),
         ranks=chance.choice((1, 1, 1, 1, 2)),
-        lanes=chance.randint(1, 3),
+        host_pages=chance.choice((0, 0, 8)),
         page_tokens=chance.choice((1, 2, 4)),
         spare_pages=chance.randint(0, 12),
         step_tokens=chance.choice((4, 8, 16)),

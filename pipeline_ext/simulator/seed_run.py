@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 import msgspec
 
+from backend.engine import Engine
 from backend.engine_settings import EngineSettings
 from backend.events import End, Token
 from backend.executor import DeviceLostError
@@ -27,7 +28,6 @@ from pipeline_ext.pipeline import Door, PipelineMachine
 from pipeline_ext.pipeline_executor import PipelineExecutor, StageRefusedError
 from pipeline_ext.pipeline_limits import PipelineLimits
 from pipeline_ext.simulator.clock import SimulatedClock
-from pipeline_ext.simulator.lanes import Lanes
 from pipeline_ext.simulator.scenario import Fault, Scenario
 from pipeline_ext.simulator.simulated_cluster import LAYER_BYTES, SimulatedAgent, SimulatedCluster, SimulatedHub
 from pipeline_ext.simulator.simulated_links import SimulatedLinks
@@ -158,13 +158,12 @@ class SeedRun:
                 if not begun:
                     begun = True
                     self._schedule_faults()
-                lanes = self._lanes(executor)
+                engine, scheduler = self._make_engine(executor)
                 for request in live:
-                    lanes.submit(request, self.clock.now)
-                live = self._loop(lanes, waiting)
-                if not live and not waiting:
-                    executor.close()
-                    return process.die()
+                    engine.submit(request)
+                self._loop(engine, scheduler, waiting)
+                executor.close()
+                return process.die()
             except (DeviceLostError, StageRefusedError) as error:
                 self.note(f"engine {self.engines} ends: {error}")
                 live = self._unfinished(waiting)
@@ -222,42 +221,42 @@ class SeedRun:
         machine = PipelineMachine(loads, transport, cluster, Door(lambda peer: "door", b"secret"), LIMITS)
         return PipelineExecutor(machine, transport), process
 
-    def _lanes(self, executor: PipelineExecutor) -> Lanes:
-        cache = CacheManager(self.layout, 1)
-        pages = cache.most_pages(MAX_CONTEXT, self.scenario.step_tokens) + self.scenario.spare_pages
+    def _make_engine(self, executor: PipelineExecutor) -> tuple[Engine, Scheduler]:
+        scenario = self.scenario
+        pages = CacheManager(self.layout, 1).most_pages(MAX_CONTEXT, scenario.step_tokens) + scenario.spare_pages
+        scheduler = Scheduler(
+            CacheManager(self.layout, pages, host_pages=scenario.host_pages),
+            max_context=MAX_CONTEXT,
+            max_sequences=4,
+            step_tokens=scenario.step_tokens,
+        )
+        return Engine(scheduler, executor, lambda: self.clock.now), scheduler
 
-        def make() -> Scheduler:
-            return Scheduler(
-                CacheManager(self.layout, pages),
-                max_context=MAX_CONTEXT,
-                max_sequences=4,
-                step_tokens=self.scenario.step_tokens,
-            )
-
-        return Lanes(executor, self.scenario.lanes, pages, make)
-
-    def _loop(self, lanes: Lanes, waiting: list[tuple[float, Request]]) -> list[Request]:
-        """Until all requests have ended."""
-        cancels = list(self.scenario.cancels)
-        while waiting or lanes.has_work:
+    def _loop(self, engine: Engine, scheduler: Scheduler, waiting: list[tuple[float, Request]]) -> None:
+        """Until all requests have ended. DeviceLostError passes through."""
+        began = self.clock.now
+        cancels = [(began + at, request) for at, request in self.scenario.cancels]
+        while waiting or engine.has_work:
             if self.clock.now > BOUND_SECONDS:
                 raise Violation(f"something waits forever: {[one for one in self.told if one not in self.ends]}")
             for at, request in [one for one in waiting if one[0] <= self.clock.now]:
                 waiting.remove((at, request))
                 self.told[request.id] = []
-                lanes.submit(request, self.clock.now)
-            for at, request in [one for one in cancels if one[0] + 2.0 <= self.clock.now]:
+                engine.submit(request)
+            for at, request in [one for one in cancels if one[0] <= self.clock.now]:
                 cancels.remove((at, request))
-                lanes.cancel(request)
-            if lanes.has_work:
-                self._take_in(*lanes.step(self.clock.now))
-                lanes.check_integrity()
-            else:
-                lanes.idle()
+                engine.cancel(request)
+            output = engine.step() if engine.has_work else engine.idle()
+            if output is not None:
+                self._take_in(output.tokens, output.ends)
+                scheduler.check_integrity()
+            if not engine.has_work and waiting:
                 self.clock.run(min(self.clock.now + 1.0, min(at for at, _ in waiting)), lambda: False)
-        return []
+        pages = scheduler.statistics().cache
+        if pages.pages_used or pages.pages_free + pages.pages_cached != pages.pages_total:
+            raise Violation(f"pages were lost: {pages}")
 
-    def _take_in(self, tokens: list[Token], ends: list[End]) -> None:
+    def _take_in(self, tokens: Sequence[Token], ends: Sequence[End]) -> None:
         for token in tokens:
             told = self.told[token.request]
             if token.request in self.ends:
