@@ -67,7 +67,7 @@ def make_scenario(seed: int) -> Scenario:
     """The same for the same seed, on every machine."""
     chance = Random(seed)
     layers = chance.randint(2, 5)
-    stages = min(layers, chance.choice((2, 2, 3)))
+    stages = min(layers, chance.choice((2, 3, 3, 4)))
     cuts = sorted(chance.sample(range(1, layers), stages - 1))
     sizes = [stop - start for start, stop in zip([0, *cuts], [*cuts, layers], strict=True)]
     hosts = [HostPlan("", chance.choice((0, sizes[0], layers)), 0.0)]
@@ -114,13 +114,14 @@ def _request(chance: Random, number: int) -> tuple[float, Request]:
 
 def _faults(chance: Random) -> list[Fault]:
     """What goes wrong at about one time: trouble seldom comes alone."""
-    at = chance.choice((chance.uniform(0.0, 0.6), chance.uniform(0.0, 1.5), chance.uniform(0.0, 10.0)))
-    return [
-        Fault(
-            at + chance.uniform(0.0, 0.1),
-            chance.choice(_KINDS),
-            chance.randrange(1000),
-            chance.choice((0.2, 1.0, 2.0, 4.0, 7.0, 12.0)),
-        )
-        for _ in range(chance.choice((1, 1, 2, 3)))
-    ]
+    at = chance.choice((chance.uniform(0.0, 0.4), chance.uniform(0.0, 1.2), chance.uniform(0.0, 10.0)))
+    if chance.random() < 0.5:
+        return [_fault(chance, at, _KINDS) for _ in range(chance.choice((1, 1, 2)))]
+    # Somebody is late, so that what he has to say comes when others have gone on without him.
+    late = _fault(chance, at, ("slow", "slow", "freeze", "part"))
+    return [late, _fault(chance, at + chance.uniform(0.0, 0.6), ("kill", "cut", "cut", "power"))]
+
+
+def _fault(chance: Random, at: float, kinds: tuple[FaultKind, ...]) -> Fault:
+    seconds = chance.choice((0.2, 1.0, 2.0, 2.5, 4.0, 7.0, 12.0))
+    return Fault(at + chance.uniform(0.0, 0.05), chance.choice(kinds), chance.randrange(1000), seconds)

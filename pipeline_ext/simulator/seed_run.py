@@ -383,7 +383,7 @@ class SeedRun:
                 process.freeze()
                 self.clock.at(later, process.thaw)
             case "slow":
-                process.host.slow = (5.0, 30.0, 100.0)[fault.target % 3]
+                process.host.slow = (5.0, 40.0, 80.0)[fault.target % 3]
                 self.clock.at(later, lambda: setattr(process.host, "slow", 1.0))
             case "partition":
                 self.network.cut(self.hosts[""], host)
@@ -393,8 +393,8 @@ class SeedRun:
                 self.clock.at(later, self.network.heal)
             case "cut":
                 links = [one for one in self.links.values() if one.process.alive and one.connections]
-                for connection in [one for link in links for one in link.connections][:1]:
-                    connection.cut()
+                if links:
+                    links[fault.target % len(links)].connections[-1].cut()
             case "leave" if host.alive:
                 self.hub.members.leave(host.name)
             case "refuse":
