@@ -88,7 +88,7 @@ class PipelineMachine:
         transport: Transport,
         cluster: Cluster,
         door: Door,
-        limits: PipelineLimits = PipelineLimits(),
+        limits: PipelineLimits,
     ) -> None:
         self._loads, self._transport, self._cluster = loads, transport, cluster
         self._door, self._limits = door, limits
@@ -344,6 +344,7 @@ class PipelineMachine:
         peers = self._look(now)
         for peer in [peer for peer, at in slot.retry_at.items() if now > at + self._limits.forget]:
             del slot.retry_at[peer], slot.failures[peer]
+            slot.refused.discard(peer)
         held: dict[str, list[int]] = {}
         for other in self._slots:
             for crew in (other.crew, other.successor):
