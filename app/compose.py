@@ -10,6 +10,7 @@ from pathlib import Path
 
 from starlette.types import ASGIApp
 
+from app.apart import disaggregated
 from app.commands.progress import shown_progress
 from app.keys import KeyStore, check_binding, default_key_store
 from app.listener import bind
@@ -19,6 +20,7 @@ from app.secret import installation_secret
 from app.serve import ServerProcess, run_server, say
 from app.settings import ServerSettings
 from backend.chat_template import ChatRenderer
+from backend.engine_settings import EngineSettings
 from backend.errors import ModelNotFoundError
 from backend.hardware.gpu_watch import GpuWatch
 from backend.library.files import ModelFiles
@@ -84,8 +86,13 @@ def compose_server(
         allowed_hosts=settings.allowed_hosts,
         allowed_origins=settings.allowed_origins,
     )
-    engine = settings.engine(files, cache_secret)
-    supervisor = EngineSupervisor(engine, command=engine_command, log_file=engine_log)
+
+    def supervised(engine: EngineSettings, name: str = "") -> EngineSupervisor:
+        log = engine_log.with_stem(f"{engine_log.stem}-{name}") if engine_log and name else engine_log
+        return EngineSupervisor(engine, command=engine_command, log_file=log)
+
+    wanted = settings.engine(files, cache_secret)
+    supervisor = disaggregated(wanted, supervised) if settings.disaggregate else supervised(wanted)
     renderer, watch = ChatRenderer(), GpuWatch()
 
     def build() -> ASGIApp:

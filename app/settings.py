@@ -142,6 +142,11 @@ class ServerSettings(BaseSettings):
     collective_timeout: float = Field(
         60.0, ge=1, le=3600, description="Seconds that a GPU waits for the others before the engine starts again."
     )
+    disaggregate: bool = Field(
+        False,
+        description="Compute prompts in one engine and answers in another, each with half of the GPUs or threads: "
+        "a long prompt then lengthens no pause between others' tokens. It makes nothing faster by itself.",
+    )
     fallback: str | None = Field(None, description="A second, smaller model; not in this version.")
 
     @classmethod

@@ -225,7 +225,14 @@ def compose_alone(settings: EngineSettings, on_progress: OnProgress, found: Plan
     tiers = compose_tiers(settings, plan, layout, runner)
     runner.warm_up(PROCESSOR_WARM_UP if model.device.type == "cpu" else plan.step_tokens)
     scheduler = Scheduler(
-        CacheManager(layout, plan.pages, namespace=tiers.namespace, host_pages=plan.host_pages, disk=tiers.disk),
+        CacheManager(
+            layout,
+            plan.pages,
+            namespace=tiers.namespace,
+            host_pages=plan.host_pages,
+            disk=tiers.disk,
+            apart=settings.role != "whole",
+        ),
         max_context=plan.max_context,
         max_sequences=plan.max_sequences,
         step_tokens=plan.step_tokens,

@@ -28,8 +28,10 @@ def engine_environment(settings: EngineSettings, inherited: Mapping[str, str]) -
     """
     threads = str(most_threads(settings))
     paths = [str(source_root()), *(part for part in inherited.get("PYTHONPATH", "").split(os.pathsep) if part)]
+    shown = {"CUDA_VISIBLE_DEVICES": ",".join(settings.gpus)} if settings.gpus else {}
     return {
         **inherited,
+        **shown,
         **dict.fromkeys(THREAD_VARIABLES, threads),
         # A thread that spins at a barrier takes the processor from the one it waits for as soon as anything else
         # runs here, our own server included: with 2 threads on 2 busy cores, a step took 25 ms waiting, 300 spinning.

@@ -52,6 +52,9 @@ def serve(
     require_key: Annotated[
         bool | None, typer.Option("--require-key", help=describe("require_key"), show_default=False)
     ] = None,
+    disaggregate: Annotated[
+        bool | None, typer.Option("--disaggregate", help=describe("disaggregate"), show_default=False)
+    ] = None,
     fallback: Annotated[str | None, _option("fallback", hidden=True)] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print how it would be served, and stop.")] = False,
 ) -> None:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from backend.batch import Batch, Sampled
+from backend.cache_identity import namespace
 from backend.compose_engine import PROCESSOR_WARM_UP, load_served
+from backend.compose_tiers import open_disk, rank_folder
 from backend.hidden_states import HiddenStates
 from backend.layer_span import LayerSpan
 from backend.library.files import ModelFiles
@@ -27,7 +29,8 @@ from backend.workers.hidden_tensor import to_bytes, to_tensor
 from backend.workers.near_processors import stay_near
 from backend.workers.rank_work import OnProgress
 from backend.workers.worker_messages import Load, Loaded
-from kvcache.layout import build_layout, rank_layout, stage_groups, stage_layout
+from kvcache.layout import CacheLayout, build_layout, rank_layout, stage_groups, stage_layout
+from kvcache.tiers.disk import DiskTier
 from kvcache.tiers.host import HostTier
 from kvcache.transfer import TransferDone
 from quant.kv_format import parse_kv_formats
@@ -100,7 +103,8 @@ class ModelRank:
             groups=None if len(layout.groups) == len(whole.groups) else stage_groups(whole, slots),
         )
         self.groups, self._rank, self._hidden = len(whole.groups), order.rank, (model.dtype, model.columns)
-        runner.attach_tiers(HostTier(plan.host_pages, layout.page_bytes, device) if plan.host_pages else None, None)
+        host = HostTier(plan.host_pages, layout.page_bytes, device) if plan.host_pages else None
+        runner.attach_tiers(host, _hand_over_tier(order, layout, runner))
         self._warm_up_tokens = PROCESSOR_WARM_UP if device.type == "cpu" else plan.step_tokens
         return Loaded(
             device=str(device),
@@ -148,6 +152,15 @@ class ModelRank:
         if self._runner is None:
             raise RuntimeError("the rank has not been loaded")
         return self._runner
+
+
+def _hand_over_tier(order: Load, layout: CacheLayout, runner: Runner) -> DiskTier | None:
+    """Through which this rank's share of the pages goes to, or comes from, the like rank of another engine."""
+    settings, plan = order.settings, order.plan
+    if not plan.disk_bytes:
+        return None
+    own = namespace(settings.files, plan, layout, [f"{order.rank}/{len(plan.ranks)}", *runner.kernel_orders])
+    return open_disk(settings, plan, layout, own, rank_folder(plan, order.rank))
 
 
 def _take_device(plan: Plan, rank: int) -> torch.device:
