@@ -55,6 +55,8 @@ def _probe(config: PreTrainedConfig, traced: Traced, span: LayerSpan) -> StageCu
         model = _EchoModel(build(deepcopy(config), torch.float32), traced)
         path = _only_list(model.model, traced, config)
         whole = model.run(path)
+        # What a module has kept of a pass must not be what the cut model would have kept of it.
+        model.run(path, first=11)
     except _ERRORS as error:
         raise uncuttable(config, f"its forward pass cannot be followed ({_line(error)})") from error
     cut = _found(config, traced, span, path, whole)
@@ -166,8 +168,11 @@ class _EchoModel:
             _prepare(path, module)
         hand_on(model, traced.unhanded, "echoes")
 
-    def run(self, layers: str) -> _Run:
-        """Raises what the model's own code raises where it cannot work on what it is given."""
+    def run(self, layers: str, first: int = 1) -> _Run:
+        """All of it, on tokens from `first` on.
+
+        Raises what the model's own code raises where it cannot work on what it is given.
+        """
         every: Any = self.model.get_submodule(layers)
         run = _Run(len(every))
         hooks = [
@@ -178,7 +183,7 @@ class _EchoModel:
         for number, layer in enumerate(every):
             hooks.append(layer.register_forward_pre_hook(partial(run.begin, number), with_kwargs=True))
             hooks.append(layer.register_forward_hook(run.end))
-        run.logits = self._forward()
+        run.logits = self._forward(first)
         for hook in hooks:
             hook.remove()
         return run
@@ -197,10 +202,10 @@ class _EchoModel:
         return logits
 
     @torch.no_grad()
-    def _forward(self) -> Tensor:
+    def _forward(self, first: int = 1) -> Tensor:
         positions = torch.arange(TOKENS)
         self._lengths.positions, self._lengths.lengths = positions, torch.full((TOKENS,), TOKENS)
-        tokens = torch.arange(1, TOKENS + 1)
+        tokens = torch.arange(first, first + TOKENS)
         return self.model(input_ids=tokens[None], position_ids=positions[None], use_cache=False, echoes=True).logits
 
 
