@@ -86,8 +86,9 @@ class Counting(TensorServer):
         self.given = 0
 
     def _answer(self, line: socket.socket, frame: bytes) -> None:
+        if self._may(Ask(*(ask := msgspec.msgpack.decode(frame))[1:])):
+            self.given += ask[3]
         super()._answer(line, frame)
-        self.given += msgspec.msgpack.decode(frame)[3]
 
 
 Fetch = Callable[..., ModelFiles]
