@@ -7,6 +7,7 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp
 
@@ -27,9 +28,14 @@ from backend.library.files import ModelFiles
 from backend.library.resolve import pull, resolve
 from backend.supervisor import ENGINE_COMMAND, EngineSupervisor
 
+if TYPE_CHECKING:
+    from pipeline_ext.peer import Peer
 
-def explain_plan(model: str, settings: ServerSettings) -> str:
+
+def explain_plan(model: str, settings: ServerSettings, peers: Sequence[Peer] = ()) -> str:
     """The Plan in words, what it is predicted to do, and whether it fits; loads nothing onto a device.
+
+    peers: machines that have joined this one.
 
     Raises:
         ShardwiseError: no such model, or one that cannot be served here.
@@ -40,9 +46,16 @@ def explain_plan(model: str, settings: ServerSettings) -> str:
     from backend.planner.fit.served_plan import served_plan
 
     engine = settings.engine(find_model(model))
-    planned = planned_from_files(engine)
-    predicted = served_plan(planned.facts, planned.machine, engine, planned.plan)
-    return f"{explain(planned.plan)}\n\n{plan_outlook(model, predicted)}"
+    if not peers and engine.pipeline_stages in (None, 1) and len(engine.stage_layers) < 2:
+        planned = planned_from_files(engine)
+        predicted = served_plan(planned.facts, planned.machine, engine, planned.plan)
+        return f"{explain(planned.plan)}\n\n{plan_outlook(model, predicted)}"
+    from pipeline_ext.planned import planned_over
+
+    over = planned_over(engine, peers if settings.peers == "auto" else ())
+    sites = tuple(one.site for one in over.machines)
+    predicted = served_plan(over.found.facts, over.found.machine, engine, over.found.plan, sites)
+    return f"{explain(over.found.plan)}\n\n{plan_outlook(model, predicted)}"
 
 
 def serve_model(model: str, settings: ServerSettings) -> int:
