@@ -80,14 +80,16 @@ class EngineHealth:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """`/health`: status is starting, ready, restarting, draining or failed."""
+    """`/health`: status is starting, ready, restarting, draining or failed, or degraded: then the main engine is away,
+    and the model `fallback` answers for it."""
 
     status: str
     engines: tuple[EngineHealth, ...]
+    fallback: str = ""
 
     @property
     def ready(self) -> bool:
-        return self.status == "ready"
+        return self.status in ("ready", "degraded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,8 @@ class ShardwiseClient:
             raise self._unreachable(error) from error
         try:
             body = response.json()
-            return Health(clean_line(body["status"]), tuple(_engine(each) for each in body["engines"]))
+            engines = tuple(_engine(each) for each in body["engines"])
+            return Health(clean_line(body["status"]), engines, clean_line(str(body.get("fallback", "")), 200))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ServerAnswerError(
                 f"{self.url} is not a shardwise server",
