@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from backend.errors import UnsupportedModelError
 from backend.layer_span import LayerSpan
 from backend.parallel.quiet_group import QuietGroup
 from backend.surgery.stage_gates import Gates, StageEnd
@@ -52,10 +53,17 @@ class ModelStage:
             # Nothing is added to them, so they come to all ranks as they are.
             hidden = hidden.clone(memory_format=torch.contiguous_format) if ranks.rank == 0 else hidden
             ranks.all_reduce(hidden)
-        self.gates.received = hidden.view(1, tokens, *self.shape)
+        self.gates.received = hidden.reshape(1, tokens, *self.shape)
 
     def hand_on(self, end: StageEnd, dtype: torch.dtype) -> Tensor:
-        """The hidden states [T, columns] with which a pass ended; valid until the next pass."""
+        """The hidden states [T, columns] with which a pass ended; valid until the next pass.
+
+        Raises UnsupportedModelError where they are of another dtype than the model: links carry the model's.
+        """
         if end.hidden.dtype != dtype:
-            raise TypeError(f"hidden states between layers are {end.hidden.dtype}, in a model of {dtype}")
+            raise UnsupportedModelError(
+                f"This model is not cut into stages in {dtype} yet.",
+                f"Its layers hand on hidden states in {end.hidden.dtype}.",
+                "Use --pp 1, or --dtype float32.",
+            )
         return end.hidden.reshape(-1, self.columns)

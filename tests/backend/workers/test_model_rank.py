@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,6 +29,13 @@ from tests.fakes.tiny_models import make_checkpoint
 
 PAGES = 40
 PROMPTS = [[5, 9, 23], list(range(1, 31))]
+
+
+@pytest.fixture(autouse=True)
+def thawed() -> Iterator[None]:
+    """A warm-up freezes what the process holds, which here are tests."""
+    yield
+    gc.unfreeze()
 
 
 def page_bytes(rank: StageWork) -> int:

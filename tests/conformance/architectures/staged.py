@@ -15,8 +15,9 @@ from tests.fakes.attention_context import PlainAttentionContext
 
 
 def even_spans(facts: ModelFacts, stages: int) -> list[LayerSpan]:
-    """As many spans of about as many layers each; facts are the whole model's."""
+    """As many spans, of about as many layers each, as there are layers for; facts are the whole model's."""
     layers, slots = len(facts.layer_parameters) or len(facts.layers), len(facts.layers)
+    stages = min(stages, layers)
     edges = [layers * number // stages for number in range(stages + 1)]
     return [
         LayerSpan(first, stop, layers, first * slots // layers, stop * slots // layers)
