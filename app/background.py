@@ -22,7 +22,8 @@ from pathlib import Path
 import platformdirs
 import psutil
 
-from app.client import EngineHealth, Health, ServerUnreachableError, ShardwiseClient
+from app.client import ServerUnreachableError, ShardwiseClient
+from app.health_view import EngineHealth, Health
 from app.runtime_file import runtime_folder
 from app.text_safety import clean
 from backend.errors import ShardwiseError

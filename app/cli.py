@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = MappingProxyType(
         "doctor": ("app.commands.doctor", "doctor", "Say what this machine can and cannot do."),
         "cache": ("app.commands.cache", "cache", "List and clear the cached pages on disk."),
         "bench": ("app.commands.bench", "bench", "Put load on a running server and measure it."),
+        "peers": ("app.commands.peers", "peers", "Add machines to this one, list and remove them."),
         "stop": ("app.commands.stop", "stop", "Stop the server that runs in the background."),
     }
 )

@@ -15,10 +15,12 @@ from typing import Any, Literal
 import httpx
 
 from app.cache_view import CacheView, read_cache
+from app.health_view import Health, read_health
+from app.peers_view import read_peers
 from app.plan_view import EnginePlan, read_plans
 from app.text_safety import TextCleaner, clean, clean_line
-from backend.engine_client import StageTime
 from backend.errors import ShardwiseError
+from pipeline_ext.peer_view import PeersView
 
 MAX_LINE_BYTES = 8 * 1024 * 1024
 Role = Literal["system", "user", "assistant"]
@@ -66,30 +68,6 @@ class ModelInfo:
 
     id: str
     context: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class EngineHealth:
-    """One engine of `/health`: `error` is what a person should read when `state` is failed."""
-
-    model: str
-    state: str
-    error: str
-    stages: tuple[StageTime, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """`/health`: status is starting, ready, restarting, draining or failed, or degraded: then the main engine is away,
-    and the model `fallback` answers for it."""
-
-    status: str
-    engines: tuple[EngineHealth, ...]
-    fallback: str = ""
-
-    @property
-    def ready(self) -> bool:
-        return self.status in ("ready", "degraded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,9 +162,7 @@ class ShardwiseClient:
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
         try:
-            body = response.json()
-            engines = tuple(_engine(each) for each in body["engines"])
-            return Health(clean_line(body["status"]), engines, clean_line(str(body.get("fallback", "")), 200))
+            return read_health(response.json())
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ServerAnswerError(
                 f"{self.url} is not a shardwise server",
@@ -219,6 +195,19 @@ class ShardwiseClient:
             return read_cache(response.content)
         except ValueError as error:
             raise ServerAnswerError(f"{self.url}/cache sent something that is not a cache's state") from error
+
+    async def peers(self) -> PeersView:
+        """The machines that the server stands on, its own first."""
+        try:
+            response = await self._http.get("/peers", timeout=5.0)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        if response.status_code != httpx.codes.OK:
+            raise self._refused(response.status_code, response.content)
+        try:
+            return read_peers(response.content)
+        except ValueError as error:
+            raise ServerAnswerError(f"{self.url}/peers sent something that is not a list of machines") from error
 
     async def plan(self) -> tuple[EnginePlan, ...]:
         """Each engine's Plan beside the memory its ranks take now, the main engine first.
@@ -372,25 +361,6 @@ def _chat_body(model: str, messages: tuple[ChatMessage, ...], sampling: Sampling
         if value is not None:
             body["max_completion_tokens" if name == "max_tokens" else name] = value
     return body
-
-
-def _engine(body: dict[str, Any]) -> EngineHealth:
-    stages = tuple(
-        StageTime(
-            clean_line(str(each["stage"])),
-            float(each["seconds"]),
-            int(each["done"]),
-            int(each["total"]),
-            bool(each["finished"]),
-        )
-        for each in body.get("stages") or ()
-    )
-    return EngineHealth(
-        clean_line(str(body["model"]), 4096),
-        clean_line(str(body["state"])),
-        clean(str(body.get("error") or "")),
-        stages,
-    )
 
 
 def _model(body: dict[str, Any]) -> ModelInfo:

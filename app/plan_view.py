@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
-from app.text_safety import clean_line
+from app.text_safety import cleaned
 from backend.measured_rank import MeasuredRank
 from backend.planner.plan import Plan
-
-# Reasons are sentences; nothing that a Plan says is longer.
-_MOST_CHARACTERS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +33,7 @@ class _Body(msgspec.Struct):
 def read_plans(content: bytes) -> tuple[EnginePlan, ...]:
     """The engines of `/plan`, the main one first. Raises ValueError for anything else."""
     try:
-        body = msgspec.convert(_cleaned(msgspec.json.decode(content)), type=_Body)
+        body = msgspec.convert(cleaned(msgspec.json.decode(content)), type=_Body)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     return tuple(EnginePlan(each.model, each.plan, each.measured) for each in body.engines)
-
-
-def _cleaned(value: Any) -> Any:
-    """The same without control sequences, which a server might send to whoever shows it."""
-    match value:
-        case str():
-            return clean_line(value, _MOST_CHARACTERS)
-        case list():
-            return [_cleaned(one) for one in value]
-        case dict():
-            return {clean_line(str(name)): _cleaned(one) for name, one in value.items()}
-        case _:
-            return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 # C0 but tab and newline, DEL and C1; bidi controls and marks; line and paragraph separators; lone surrogates
 # (they cannot be encoded); the invisible tag characters; the byte order mark.
@@ -13,6 +13,8 @@ _UNSAFE = re.compile(
 _LINE_BREAKS = frozenset("\r\u0085\u2028\u2029")
 _STRING_OPENERS = frozenset("]PX^_")
 _MOST_SEQUENCE_CHARACTERS = 4096
+# Of one text in what a server tells: its longest are sentences.
+_MOST_CHARACTERS = 4096
 _State = Literal["text", "escape", "control", "string", "string escape"]
 
 
@@ -121,3 +123,16 @@ def clean_line(text: str, limit: int = 200) -> str:
     """`text` cleaned, on one line, with runs of blanks joined, cut to `limit` characters with an ellipsis."""
     line = " ".join(clean(text[: limit * 8]).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def cleaned(value: Any) -> Any:
+    """What JSON was decoded to, with every text in it cleaned and on one line."""
+    match value:
+        case str():
+            return clean_line(value, _MOST_CHARACTERS)
+        case list():
+            return [cleaned(one) for one in value]
+        case dict():
+            return {clean_line(str(name)): cleaned(one) for name, one in value.items()}
+        case _:
+            return value

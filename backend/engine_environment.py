@@ -19,20 +19,23 @@ def most_threads(settings: EngineSettings) -> int:
 
 
 def engine_environment(settings: EngineSettings, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The child's whole environment.
+    """The child's whole environment. See `process_environment`."""
+    shown = {"CUDA_VISIBLE_DEVICES": ",".join(settings.gpus)} if settings.gpus else {}
+    return process_environment(most_threads(settings), {**inherited, **shown})
+
+
+def process_environment(threads: int, inherited: Mapping[str, str]) -> dict[str, str]:
+    """The whole environment of a process that computes with at most so many threads.
 
     Thread counts are read by the libraries when they load, so only the parent can set them.
     NUMBA_NUM_THREADS is an upper bound that numba refuses to raise later. Our own root leads PYTHONPATH,
     because the child starts with python's -P: a folder named `backend` in the user's working directory must
     not be imported.
     """
-    threads = str(most_threads(settings))
     paths = [str(source_root()), *(part for part in inherited.get("PYTHONPATH", "").split(os.pathsep) if part)]
-    shown = {"CUDA_VISIBLE_DEVICES": ",".join(settings.gpus)} if settings.gpus else {}
     return {
         **inherited,
-        **shown,
-        **dict.fromkeys(THREAD_VARIABLES, threads),
+        **dict.fromkeys(THREAD_VARIABLES, str(threads)),
         # A thread that spins at a barrier takes the processor from the one it waits for as soon as anything else
         # runs here, our own server included: with 2 threads on 2 busy cores, a step took 25 ms waiting, 300 spinning.
         "OMP_WAIT_POLICY": inherited.get("OMP_WAIT_POLICY") or "passive",

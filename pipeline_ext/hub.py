@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import structlog
-from msgspec.structs import replace
 
 from backend.hardware.machine import Machine, read_machine
 from pipeline_ext.hub_control import (
@@ -46,6 +45,7 @@ from pipeline_ext.ray_cluster import OrderError, RayCluster
 
 NEWS_SECONDS = 3.0
 MACHINE_SECONDS = 10.0
+TICK_SECONDS = 0.5
 # How long engines may take to do without a peer that is to be removed.
 REMOVE_SECONDS = 300.0
 
@@ -58,7 +58,8 @@ class Hub:
     Args:
         listener: bound to the chosen address, not yet listening.
         control: the path of the Unix socket.
-        read: how this machine is read; tests put another in its place.
+        read, make_ray: how this machine is read, and its Ray kept; tests put others in their place.
+        measure: reads it once, and takes its time.
     """
 
     def __init__(
@@ -67,14 +68,17 @@ class Hub:
         head: Identity,
         control: Path,
         read: Callable[[], Machine] = read_machine,
+        make_ray: Callable[[str, Callable[[], None]], RayCluster] = RayCluster,
+        measure: Callable[[], Machine] | None = None,
     ) -> None:
-        self._head, self._read = head, read
+        self._head, self._read, self._measure = head, read, measure
         self._address, self._port = listener.getsockname()[:2]
         loop = asyncio.get_running_loop()
         self._changed, self._ended = asyncio.Event(), asyncio.Event()
+        self.opened = asyncio.Event()
         self.invites = Invites(loop.time)
-        self.table = PeerTable(head.folder / "peers.json", loop.time)
-        self.ray = RayCluster(self._address, self._changed.set)
+        self.table = PeerTable(head.folder / "peers.json")
+        self.ray = make_ray(self._address, self._changed.set)
         self._door = HubDoor(listener, head, self.table, self.invites, self._changed)
         self._socket = HubSocket(control, self._answer, self._news, self._subscribed)
         self._engines: dict[str, set[str]] = {}  # by id: peers on which it has processes
@@ -85,8 +89,9 @@ class Hub:
         """Until `stop`."""
         await self._door.open()
         await self._socket.open()
+        self.opened.set()
         self.ray.start()
-        beside = [asyncio.create_task(self._follow()), asyncio.create_task(self._read_machine())]
+        beside = [asyncio.create_task(each()) for each in (self._follow, self._tick, self._read_machine)]
         try:
             await self._ended.wait()
         finally:
@@ -149,7 +154,8 @@ class Hub:
             await self.ray.spawn(asked.peer, asked.order)
         except OrderError as error:
             raise HubRefusalError(f"Nothing could be started on {self.table.name(asked.peer)}", f"{error}.") from None
-        self._engines.setdefault(asked.engine, set()).add(asked.peer)
+        # An engine that does not listen to news is not waited for when the peer leaves.
+        self._engines.get(asked.engine, set()).add(asked.peer)
         return Done()
 
     async def _kill(self, asked: Kill) -> None:
@@ -193,10 +199,28 @@ class Hub:
                 self.ray.renew()
                 log.info("a peer was removed", peer=peer)
         for each in self.table.peers():
-            if self.table.is_leaving(each.id) and each.id not in needed and each.id not in self._removing:
+            if each.health == "leaving" and each.id not in needed and each.id not in self._removing:
                 self._door.release(each.id, removed=False)
 
+    async def _tick(self) -> None:
+        """Lets time pass for the table; who falls silent or is lost by that is news."""
+        clock = asyncio.get_running_loop().time
+        before, known = clock(), self._healths()
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            now = clock()
+            self.table.passed(now - before)
+            before = now
+            if (healths := self._healths()) != known:
+                known = healths
+                self._changed.set()
+
+    def _healths(self) -> list[tuple[str, str]]:
+        return [(peer.id, peer.health) for peer in self.table.peers()]
+
     async def _read_machine(self) -> None:
+        if self._measure is not None:
+            self._machine = await asyncio.to_thread(self._measure)
         while True:
             await asyncio.sleep(MACHINE_SECONDS)
             self._machine = await asyncio.to_thread(self._read)
@@ -222,8 +246,3 @@ class Hub:
         if peer.id not in self.ray.reached:
             return "Ray does not reach it yet: nothing can be started there"
         return "being removed" if peer.id in self._removing else ""
-
-
-def with_health(peer: Peer, reached: bool) -> Peer:
-    """A peer that Ray does not reach is no place for a stage."""
-    return peer if reached or peer.health != "alive" else replace(peer, health="silent")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from statistics import median
 
 from pipeline_ext.hub_messages import (
@@ -25,10 +26,13 @@ from pipeline_ext.hub_messages import (
     read_frame,
 )
 from pipeline_ext.peer import PeerLink
-from pipeline_ext.peer_table import LOST_AFTER, PeerTable
+from pipeline_ext.peer_table import PeerTable
 
 BEAT_SECONDS = 1.0
-MEASURE_SECONDS = 300.0
+# A line on which nothing comes for so long is closed; the machine is lost by then.
+SILENCE_SECONDS = 10.0
+# Measured at once, again when what starts at first has settled, and then now and then.
+MEASURE_SECONDS = (15.0, 300.0)
 _PINGS = 7
 _LOADS = (64 * 1024, 256 * 1024, 1024 * 1024, 3 * 1024 * 1024)
 # A load that takes longer than this has told enough.
@@ -56,23 +60,31 @@ class PeerLine:
         self._pongs: dict[int, asyncio.Future[None]] = {}
         self._numbers = 0
         self._told_generation = 0
+        self._number = 0
 
     async def run(self, hello: Hello, address: str) -> None:
         """Until the line ends, or nothing came on it for long. Raises BadFrameError, OSError, TimeoutError."""
-        self._table.came(self.peer, address, hello.version, hello.machine)
+        self._number = self._table.came(self.peer, address, hello.version, hello.machine)
         self._changed.set()
         self.tell(Welcome(self._table.name(self.peer)))
         beside = [asyncio.create_task(self._beat()), asyncio.create_task(self._measure())]
         try:
             while True:
-                body = await asyncio.wait_for(read_frame(self._reader, PEER_FRAME), LOST_AFTER)
+                async with asyncio.timeout(SILENCE_SECONDS):
+                    body = await read_frame(self._reader, PEER_FRAME)
                 if body is None:
                     return
-                self._hear(decoded(from_peer, body))
+                message = decoded(from_peer, body)
+                # Whatever comes is a sign of life.
+                memory = message.memory if isinstance(message, Beat) else 0
+                if not self._table.heard(self.peer, self._number, memory):
+                    return
+                self._hear(message)
         finally:
             for task in beside:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
+            self._table.gone(self.peer, self._number)
             self.close()
 
     def tell(self, message: HubMessage) -> None:
@@ -92,8 +104,6 @@ class PeerLine:
             self._writer.close()
 
     def _hear(self, message: FromPeer) -> None:
-        # Whatever comes is a sign of life.
-        self._table.heard(self.peer, message.memory if isinstance(message, Beat) else 0)
         match message:
             case Pong(number):
                 pong = self._pongs.get(number)
@@ -116,11 +126,12 @@ class PeerLine:
             await asyncio.sleep(BEAT_SECONDS)
 
     async def _measure(self) -> None:
-        while True:
+        pauses = itertools.chain(MEASURE_SECONDS, itertools.repeat(MEASURE_SECONDS[-1]))
+        for pause in pauses:
             with contextlib.suppress(TimeoutError, OSError):
                 self._table.measured(self.peer, link=await self._link())
                 self._changed.set()
-            await asyncio.sleep(MEASURE_SECONDS)
+            await asyncio.sleep(pause)
 
     async def _link(self) -> PeerLink:
         """Half a round trip, and what a load takes longer than nothing does; loads grow while they are too quick."""
@@ -142,7 +153,8 @@ class PeerLine:
         begin = loop.time()
         try:
             self.tell(Ping(number, load))
-            await asyncio.wait_for(pong, _ANSWER_SECONDS)
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await pong
         finally:
             del self._pongs[number]
         return loop.time() - begin

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from backend.library.locations import source_root
+
 PEER_RESOURCE = "shardwise-peer-"
 HEAD_RESOURCE = "shardwise-head"
 # The store is not used for anything big; Ray takes no less.
@@ -124,6 +126,17 @@ def _common(address: str, ports: RayPorts, folder: Path) -> list[str]:
     ]
 
 
+def port_words(ports: tuple[int, ...]) -> str:
+    """Like "7710-7712, 7717-7749"."""
+    runs: list[list[int]] = []
+    for port in sorted(ports):
+        if runs and port == runs[-1][1] + 1:
+            runs[-1][1] = port
+        else:
+            runs.append([port, port])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
 def firewall_rule(interface_address: str, ports: tuple[int, ...]) -> str:
     """A command that shuts these ports off for whoever does not come to this address; for people to run, or not."""
     first, last = min(ports), max(ports)
@@ -135,8 +148,9 @@ def firewall_rule(interface_address: str, ports: tuple[int, ...]) -> str:
 
 
 def own_environment() -> dict[str, str]:
-    """What a child of ours inherits."""
-    return dict(os.environ)
+    """What a child of ours inherits, with the folder of our own packages first on its path."""
+    paths = [str(source_root()), *(part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
 
 
 def _is_free(port: int) -> bool:

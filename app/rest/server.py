@@ -18,6 +18,7 @@ from app.rest.routes.cache import cache_router
 from app.rest.routes.chat import chat_router
 from app.rest.routes.completions import completions_router
 from app.rest.routes.models import models_router
+from app.rest.routes.peers import peers_router
 from app.rest.routes.plan import plan_router
 from app.rest.routes.status import status_router
 from app.rest.routes.tokenize import tokenize_router
@@ -61,6 +62,7 @@ def create_app(
         status_router,
         plan_router,
         cache_router,
+        peers_router,
     ):
         app.include_router(make(context))
     install(app)

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 from urllib.parse import urlsplit
@@ -21,7 +22,7 @@ from app.settings import client_key
 from app.text_safety import clean_line
 from app.tui import dependencies as outside
 from app.tui import preferences
-from app.tui.asides import cache_of, memory_of
+from app.tui.asides import cache_of, memory_of, peers_here, peers_of
 from app.tui.conversation import HistoryStore
 from app.tui.dependencies import Dependencies
 from app.tui.fit.wishes import Wishes
@@ -31,6 +32,7 @@ from app.tui.screens.chat import ChatScreen
 from app.tui.screens.error import ErrorScreen
 from app.tui.screens.help import HelpScreen
 from app.tui.screens.logs import LogsScreen
+from app.tui.screens.peers import PeersScreen
 from app.tui.screens.question import QuestionScreen
 from app.tui.screens.start import StartScreen
 from app.tui.screens.startup import StartupScreen
@@ -51,6 +53,7 @@ class ShardwiseApp(App[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "help", "Help", id="app.help", tooltip="Show what the keys do here"),
         Binding("f9", "logs", "Log", id="app.logs", tooltip="Follow the server's log", show=False),
+        Binding("f10", "peers", "Machines", id="app.peers", tooltip="The machines that serve together", show=False),
         Binding("ctrl+o", "choose_model", "Model", id="app.model", tooltip="Choose another model"),
         Binding("ctrl+q", "quit", "Quit", id="app.quit", tooltip="Leave; the server goes on", priority=True),
     ]
@@ -331,6 +334,15 @@ class ShardwiseApp(App[None]):
         started = self.screen.started if isinstance(self.screen, StartupScreen) else None
         self.push_screen(LogsScreen(started.log if started else self._log_path()))
 
+    def action_peers(self) -> None:
+        """What the server says of its machines; without one, what this machine's hub says."""
+        screen = self._chat_screen
+        outside = self._dependencies.peers
+        if isinstance(self.screen, PeersScreen):
+            return
+        look = partial(peers_of, screen.client) if screen else partial(peers_here, outside)
+        self.push_screen(PeersScreen(look, outside if self._connect is None else None))
+
     def _log_path(self) -> Path | None:
         local = self.url is not None and urlsplit(self.url).hostname in ("127.0.0.1", "localhost")
         return background.log_of(self.url) if local and self.url else None
@@ -366,6 +378,7 @@ class ShardwiseApp(App[None]):
         """Everything the keys do, and what has no key, for the command palette."""
         yield from super().get_system_commands(screen)
         yield SystemCommand("Log", "Follow the server's log", self.action_logs)
+        yield SystemCommand("Machines", "The machines that serve together; add and remove some", self.action_peers)
         if isinstance(screen, ChatScreen):
             yield from chat_commands(screen)
         if self._connect is None:

@@ -14,6 +14,7 @@ from backend.hardware.cluster import Cluster
 from backend.planner.fit.ask import FitAsk
 from backend.planner.fit.known_model import KnownModel
 from backend.planner.fit.report import FitReport
+from pipeline_ext.peer_view import PeersView
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,30 @@ class WizardOutside:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerInvite:
+    """`line` is what to paste on another machine; `words` say what its holder can do, and for how long it is good."""
+
+    line: str
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeersOutside:
+    """What the screen of the machines asks of this one; all of it may block (called in threads), and may raise
+    ShardwiseError.
+
+    Attributes:
+        view: the machines as this one's hub knows them, where no server tells.
+        invite: a line for another machine; starts the hub where none runs.
+        remove: lets a machine go by its id; at once, or when its layers have moved.
+    """
+
+    view: Callable[[], PeersView]
+    invite: Callable[[], PeerInvite]
+    remove: Callable[[str, bool], None]
+
+
+@dataclass(frozen=True, slots=True)
 class Dependencies:
     """The outside.
 
@@ -61,6 +86,7 @@ class Dependencies:
         start: starts a server for a model in the background, with these options of `serve`.
         exports: the folder that exported chats go to.
         wizard: what the model-fit wizard asks for.
+        peers: what the screen of the machines asks for.
     """
 
     history: Path | None
@@ -71,11 +97,12 @@ class Dependencies:
     start: Callable[[str, tuple[str, ...]], StartedServer]
     exports: Path
     wizard: WizardOutside
+    peers: PeersOutside
 
 
 def of_this_machine(key: str | None = None) -> Dependencies:
     """The real ones."""
-    from app.tui import library, wizard_library
+    from app.tui import library, peers_library, wizard_library
 
     return Dependencies(
         history=history.default_path(),
@@ -86,4 +113,5 @@ def of_this_machine(key: str | None = None) -> Dependencies:
         start=background.start_server,
         exports=Path.cwd(),
         wizard=wizard_library.outside(),
+        peers=peers_library.outside(),
     )

@@ -39,6 +39,9 @@ class FakeServer:
     cache: dict | None = None
     plan: dict | None = None
     fallback: str = ""
+    peers: dict | None = None
+    trouble: str = ""
+    ranks: list[dict] = field(default_factory=list)
 
     def application(self) -> Starlette:
         return Starlette(
@@ -47,14 +50,15 @@ class FakeServer:
                 Route("/v1/models", self._models),
                 Route("/cache", self._cache),
                 Route("/plan", self._plan),
+                Route("/peers", self._peers),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
             ]
         )
 
     async def _health(self, request: Request) -> Response:
         state = "restarting" if self.status == "degraded" else self.status
-        engine = {"model": self.model, "state": state, "pid": 1, "ranks": []}
-        engine |= {"stages": self.stages, "error": self.error}
+        engine = {"model": self.model, "state": state, "pid": 1, "ranks": self.ranks}
+        engine |= {"stages": self.stages, "error": self.error, "trouble": self.trouble}
         status = 200 if self.status in ("ready", "degraded") else 503
         body = {"status": self.status, "engines": [engine]}
         return JSONResponse(body | ({"fallback": self.fallback} if self.fallback else {}), status)
@@ -77,6 +81,11 @@ class FakeServer:
         if self.plan is None:
             return JSONResponse({"error": {"message": "The engine is starting"}}, 503)
         return self._denied(request) or JSONResponse({"engines": [self.plan]})
+
+    async def _peers(self, request: Request) -> Response:
+        if self.peers is None:
+            return JSONResponse({"error": {"message": "no such route"}}, 404)
+        return self._denied(request) or JSONResponse(self.peers)
 
     async def _chat(self, request: Request) -> Response:
         if denied := self._denied(request):

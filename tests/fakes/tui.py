@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from textual.pilot import Pilot
 from textual.screen import Screen
 
 from app.background import ServerRecord, StartedServer
-from app.tui.dependencies import Dependencies, ModelChoice
+from app.tui.dependencies import Dependencies, ModelChoice, PeerInvite, PeersOutside
 from app.tui.screens.chat import ChatScreen
 from app.tui.widgets.prompt_input import PromptInput
 from backend.errors import ShardwiseError
+from pipeline_ext.peer_view import PeersView
 from tests.fakes.wizard import WizardWorld
 
+Answer = TypeVar("Answer")
 CHOICES = (
     ModelChoice("starter", 93_000_000, False, "small, Apache-2.0"),
     ModelChoice("org/other", 1_400_000_000, True),
@@ -34,6 +37,8 @@ class Outside:
     progress: tuple[tuple[int, int], ...] = ((40_000_000, 93_000_000), (93_000_000, 93_000_000))
     asked: list[str] = field(default_factory=list)
     wizard: WizardWorld = field(default_factory=WizardWorld)
+    peers: PeersView | ShardwiseError = field(default_factory=lambda: PeersView("none"))
+    invite: PeerInvite | ShardwiseError = field(default_factory=lambda: PeerInvite("shardwise peers join X", "words"))
 
     def dependencies(self) -> Dependencies:
         return Dependencies(
@@ -45,7 +50,11 @@ class Outside:
             start=self._start,
             exports=self.folder,
             wizard=self.wizard.outside(),
+            peers=PeersOutside(lambda: _given(self.peers), lambda: _given(self.invite), self._remove),
         )
+
+    def _remove(self, peer: str, at_once: bool) -> None:
+        self.asked.append(f"remove {peer}{' at once' if at_once else ''}")
 
     def _fetch(self, model: str, report: Callable[[int, int], None]) -> None:
         self.asked.append(f"fetch {model}")
@@ -62,6 +71,13 @@ class Outside:
         if self.start_error is not None:
             raise self.start_error
         return StartedServer(_Alive(), self.started_url, model, self.folder / "log")  # type: ignore[arg-type]
+
+
+def _given(answer: Answer | ShardwiseError) -> Answer:
+    """What the outside answers, or why it cannot."""
+    if isinstance(answer, ShardwiseError):
+        raise answer
+    return answer
 
 
 class _Alive:

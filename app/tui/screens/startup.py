@@ -17,7 +17,8 @@ from textual.widgets import Footer, Static
 
 from app import background
 from app.background import StartedServer
-from app.client import Health, ShardwiseClient
+from app.client import ShardwiseClient
+from app.health_view import Health
 from app.text_safety import clean_line
 from app.tui.daemon_thread import in_daemon_thread
 from app.tui.dependencies import Dependencies

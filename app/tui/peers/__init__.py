@@ -1,0 +1,1 @@
+"""What the screen of the machines says and draws, without widgets."""
