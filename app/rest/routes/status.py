@@ -51,6 +51,8 @@ def _engine(status: EngineStatus, own: bool) -> dict[str, Any]:
             "device": rank.device,
             "state": rank.state,
             "weights_bytes": rank.weights_bytes,
+            "stage": rank.stage,
+            "peer": rank.peer,
         }
         for rank in status.ranks
     ]
@@ -66,4 +68,5 @@ def _engine(status: EngineStatus, own: bool) -> dict[str, Any]:
         "stages": stages,
         "restarts": status.restarts,
         "error": status.error if own else without_pids(status.error),
+        "trouble": status.trouble if own else without_pids(status.trouble),
     }
