@@ -140,7 +140,7 @@ class Engine:
         self._flights.append(_Flight(batch, self._clock()))
 
     def _finish_oldest(self) -> tuple[Batch, list[Sampled | None]]:
-        """What the oldest batch brought, or the part of it that ran; NOTHING where it is not over or has become void."""
+        """What the oldest batch brought, or the part of it that ran; NOTHING where it is not over or is void."""
         while self._flights or self._begin_part():
             flight = self._flights[0]
             try:
@@ -153,6 +153,8 @@ class Engine:
                 self._scheduler.mend(broken.lost)
                 return NOTHING, []
             except Exception as error:  # one request must not end the others
+                if not flight.batch.slices:
+                    raise
                 self._flights.popleft()
                 self._fail(flight, error)
                 continue
@@ -179,9 +181,6 @@ class Engine:
 
     def _fail(self, flight: _Flight, error: Exception) -> None:
         """A batch failed: what is in flight behind it is void, and it is run again by halves; or the culprit ends."""
-        batch = flight.batch
-        if not batch.slices:
-            raise error
         if flight.void:
             return
         if self._trial is None:
@@ -189,7 +188,7 @@ class Engine:
             self._scheduler.void()
             for other in self._flights:
                 other.void = True
-        culprit = self._trial.failed(batch)
+        culprit = self._trial.failed(flight.batch)
         if culprit is not None:
             self._scheduler.fail(culprit, _explanation(error))
 

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
-from backend.request import Request, Sampling
+from backend.request import Request
 from kvcache.layout import CacheLayout, Keeps, LayerCache, build_layout
 from tests.backend.test_scheduler_schedules import EXAMPLES, Schedules, layouts, limits, requests
 from tests.fakes.staged import StagedExecutor
-from tests.fakes.world import MAX_CONTEXT, Limits, World
+from tests.fakes.world import Limits, World
 
 FULL = LayerCache(Keeps.FULL, None, 1, 4, 4)
 LAYOUT = build_layout((FULL,), 2, page_tokens=4)

@@ -21,7 +21,7 @@ from backend.standing import RankStanding, Standing
 from kvcache.layout import CacheLayout
 from kvcache.transfer import TransferDone
 from tests.fakes.executor import VOCABULARY, Memory, PagedMemory, PlainMemory, TinyModel, check_disjoint
-from tests.fakes.tiers import Content, FakeDisk, FakeTiers, PAGE_BYTES
+from tests.fakes.tiers import PAGE_BYTES, Content, FakeDisk, FakeTiers
 
 Pool = list[Content]
 
@@ -53,13 +53,18 @@ class StageMemory:
 
 @dataclass
 class Flight:
-    """A batch on its way: how many stages have run it, and what they handed on for each slice."""
+    """A batch on its way: how many stages have run it, and what they handed on for each slice.
+
+    `excused`: one before it failed, so it may miss what that one did not write; nobody takes in what it brings.
+    """
 
     batch: Batch
     hidden: list[list[int]]
     seen: list[list[int]]
     ran: int = 0
     error: Exception | None = None
+    faults: list[str] = field(default_factory=list)
+    excused: bool = False
 
 
 class StagedExecutor:
@@ -145,7 +150,11 @@ class StagedExecutor:
             self._run(oldest)
         self._flights.popleft()
         if oldest.error is not None:
+            for other in self._flights:
+                other.excused = True
             raise oldest.error
+        if not oldest.excused:
+            self.faults += oldest.faults
         tokens = [Sampled(self._model.token(seen)) for seen in oldest.seen]
         return [None if part.sample is None else one for part, one in zip(oldest.batch.slices, tokens, strict=True)]
 
@@ -193,14 +202,14 @@ class StagedExecutor:
         try:
             if flight.ran == 1:
                 self._refuse(batch)
-        except Exception as error:
+        except (RuntimeError, MemoryError) as error:
             flight.error = error
         for number, part in enumerate(() if skipped or flight.error is not None else batch.slices):
             memory = PagedMemory(self._layout, stage.pool, part)
             try:
                 flight.hidden[number], seen = self._model.run_stage(part, flight.hidden[number], memory)
             except (LookupError, IndexError) as fault:
-                self.faults.append(f"stage {flight.ran - 1}, sequence {part.sequence}: {fault!r}")
+                flight.faults.append(f"stage {flight.ran - 1}, sequence {part.sequence}: {fault!r}")
                 seen = 0
             flight.seen[number].append(seen)
 
@@ -219,7 +228,8 @@ class StagedExecutor:
         return TransferDone(shares[0].number, succeeded, PAGE_BYTES if succeeded else 0, 0.001 if succeeded else 0.0)
 
     def standing(self) -> Standing | None:
-        states = ["lost" if self._mending and stage in (self._lost or ()) else "ready" for stage in range(len(self._stages))]
+        lost = self._lost if self._mending and self._lost else ()
+        states = ["lost" if stage in lost else "ready" for stage in range(len(self._stages))]
         ranks = tuple(
             RankStanding(one, one, f"peer{one}", 100 + one, "cpu", 1, state) for one, state in enumerate(states)
         )
