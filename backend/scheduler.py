@@ -171,8 +171,8 @@ class Scheduler:
     def schedule(self, now: float, depth: int = 1) -> Batch:
         """The next step's work, one of `depth` batches that are to be in flight.
 
-        It has no slices only where no sequence is left, or all that are left are in flight or await transfers. Its spans
-        hold until the next call.
+        It has no slices only where no sequence is left, or all that are left are in flight or await transfers. Its
+        spans hold until the next call.
         """
         self.expire(now)
         self._take_in_fetched()
