@@ -21,7 +21,7 @@ staged = st.builds(replace, limits, stages=st.integers(1, 3), depth=st.integers(
 losses = st.lists(st.integers(0, 2), max_size=2).map(tuple)
 
 
-@settings(max_examples=5 * EXAMPLES)
+@settings(max_examples=2 * EXAMPLES)
 @given(layouts, staged, st.lists(st.tuples(requests, st.integers(0, 5), st.none() | losses), min_size=1, max_size=8))
 def test_any_arrivals_and_breaks_leave_the_answers_as_they_would_be_alone(
     layout: CacheLayout, how: Limits, arrivals: list[tuple[Request, int, tuple[int, ...] | None]]
@@ -60,7 +60,7 @@ class Flights(Schedules):
 
 
 TestFlights = Flights.TestCase
-TestFlights.settings = settings(max_examples=3 * EXAMPLES, stateful_step_count=30)
+TestFlights.settings = settings(max_examples=EXAMPLES, stateful_step_count=20)
 
 
 def world(stages: int = 2, depth: int = 2, **limits_: int) -> World:
