@@ -21,6 +21,7 @@ from collections.abc import Sequence as Many
 from dataclasses import replace
 from heapq import heappop, heappush
 
+from backend import sequence_checks
 from backend.batch import Batch, Sampled, Slice
 from backend.ending import answer_end, refusal
 from backend.errors import SettingError
@@ -31,7 +32,6 @@ from backend.request import Request
 from backend.room import Room, longest_sequence
 from backend.rope_class import rope_class
 from backend.sequence import Sequence, Status
-from backend.sequence_checks import check_sequences
 from backend.shares import decode_share, token_share
 from backend.step_work import StepWork
 from kvcache.cache_manager import CacheManager
@@ -496,7 +496,7 @@ class Scheduler:
         self._cache.check_integrity(sequence.pages for sequence in admitted)
         self._prefills.check_integrity()
         queues = {status: self._queue(status) for status in (Status.RUNNING, Status.WAITING, Status.FETCHING)}
-        check_sequences(queues, self._by_number, self._max_sequences)
+        sequence_checks.check_integrity(queues, self._by_number, self._max_sequences)
         assert len(self._live) == len(self._by_number), "an id is lost"
 
 

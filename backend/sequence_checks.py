@@ -8,7 +8,7 @@ from collections.abc import Sequence as Many
 from backend.sequence import Sequence, Status
 
 
-def check_sequences(queues: Mapping[Status, Many[Sequence]], by_number: Mapping[int, Sequence], most: int) -> None:
+def check_integrity(queues: Mapping[Status, Many[Sequence]], by_number: Mapping[int, Sequence], most: int) -> None:
     """Raises AssertionError where queues and progress do not fit together; `most` sequences may be admitted."""
     running, waiting, fetching = queues[Status.RUNNING], queues[Status.WAITING], queues[Status.FETCHING]
     for status, queue in queues.items():
