@@ -7,6 +7,9 @@ from app.health_view import Health
 
 def state_in_words(health: Health) -> str:
     """What it means that a server answers and is not ready, or mends something; empty where all is well."""
+    if health.status == "degraded" and health.engines:
+        main = health.engines[0]
+        return f"{main.model} is away ({main.state}); the fallback {health.fallback} answers new messages meanwhile."
     words = {
         "ready": trouble_in_words(health),
         "starting": "The engine is starting; messages wait for it.",

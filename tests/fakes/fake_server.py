@@ -38,6 +38,7 @@ class FakeServer:
     url: str = ""
     cache: dict | None = None
     plan: dict | None = None
+    fallback: str = ""
     peers: dict | None = None
     trouble: str = ""
     ranks: list[dict] = field(default_factory=list)
@@ -55,10 +56,12 @@ class FakeServer:
         )
 
     async def _health(self, request: Request) -> Response:
-        engine = {"model": self.model, "state": self.status, "pid": 1, "ranks": self.ranks}
+        state = "restarting" if self.status == "degraded" else self.status
+        engine = {"model": self.model, "state": state, "pid": 1, "ranks": self.ranks}
         engine |= {"stages": self.stages, "error": self.error, "trouble": self.trouble}
-        status = 200 if self.status == "ready" else 503
-        return JSONResponse({"status": self.status, "engines": [engine]}, status)
+        status = 200 if self.status in ("ready", "degraded") else 503
+        body = {"status": self.status, "engines": [engine]}
+        return JSONResponse(body | ({"fallback": self.fallback} if self.fallback else {}), status)
 
     def _denied(self, request: Request) -> Response | None:
         if self.key is None or request.headers.get("authorization") == f"Bearer {self.key}":
