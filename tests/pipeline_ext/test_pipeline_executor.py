@@ -38,7 +38,7 @@ from pipeline_ext.peer import Health, Peer
 from pipeline_ext.pipeline import Door, PipelineMachine
 from pipeline_ext.pipeline_executor import PipelineExecutor, StageRefusedError
 from pipeline_ext.pipeline_limits import PipelineLimits
-from pipeline_ext.simulator.seed_run import SimulatedLoads
+from pipeline_ext.simulator.simulated_loads import SimulatedLoads
 from pipeline_ext.transport import Arrived, Event, Gone, Heard
 
 BEAT = 0.5
