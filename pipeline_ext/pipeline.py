@@ -11,15 +11,14 @@ It runs in `turn`, over the transport's clock; batches are `flights`'. Each wait
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from backend.batch import Batch
-from backend.errors import ShardwiseError
 from backend.measured_rank import MeasuredRank
 from backend.standing import Standing
 from backend.workers.worker_messages import Step
-from pipeline_ext.cluster import Cluster, SpawnError, SpawnOrder
+from pipeline_ext.cluster import Cluster
+from pipeline_ext.crew_starter import CrewStarter, Door
 from pipeline_ext.failover import Decision, GiveUp, Replace, Replan, Wait, decide
 from pipeline_ext.flights import Flight, Flights, ProtocolError
 from pipeline_ext.link_troubles import LinkTroubles
@@ -38,7 +37,6 @@ from pipeline_ext.messages import (
     ToStage,
     encoder,
 )
-from pipeline_ext.peer import Peer
 from pipeline_ext.pipeline_limits import PipelineLimits
 from pipeline_ext.stage_crew import StageCrew
 from pipeline_ext.stage_loads import StageLoads
@@ -55,14 +53,6 @@ class Ended:
     refused: Refused | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Door:
-    """Where workers of each machine come to, and what they show there."""
-
-    place: Callable[[str], str]
-    secret: bytes
-
-
 class PipelineMachine:
     """Used from one thread, the engine's. Owns the workers that it has spawned, until `close`."""
 
@@ -75,7 +65,7 @@ class PipelineMachine:
         limits: PipelineLimits,
     ) -> None:
         self._loads, self._transport, self._cluster = loads, transport, cluster
-        self._door, self._limits = door, limits
+        self._limits = limits
         self._slots = [StageSlot(stage, loads.home(stage)) for stage in range(len(loads))]
         self._last = transport.now()
         self._time = 0.0
@@ -86,9 +76,7 @@ class PipelineMachine:
         self._joined: set[str] = set()
         self._links = LinkTroubles(limits)
         self._breaks = 0
-        self._spawned = 0
-        self._peers: tuple[Peer, ...] = ()
-        self._looked = float("-inf")
+        self._starter = CrewStarter(loads, cluster, door, limits)
         self._released: set[str] = set()
         self._measured: dict[str, MeasuredRank] = {}
         self._emptied: set[int] = set()
@@ -266,7 +254,7 @@ class PipelineMachine:
         slot.since, slot.again = now, now
         self._emptied.add(slot.stage)
         # Whatever took the workers may have taken their machine.
-        self._looked = float("-inf")
+        self._starter.look_again()
         self._dismiss(crew)
         self._break(cause)
         if not self._started:
@@ -309,7 +297,11 @@ class PipelineMachine:
         self._act(slot, self._decide(slot, now, leaving=False), now)
 
     def _decide(self, slot: StageSlot, now: float, *, leaving: bool) -> Decision:
-        return decide(situation_of(slot, self._slots, self._loads, self._look(now), self._limits, now, leaving=leaving))
+        return decide(
+            situation_of(
+                slot, self._slots, self._loads, self._starter.machines(now), self._limits, now, leaving=leaving
+            )
+        )
 
     def _act(self, slot: StageSlot, decision: Decision, now: float) -> None:
         slot.trouble = decision.reason
@@ -323,39 +315,22 @@ class PipelineMachine:
             case GiveUp(reason=reason):
                 self.ended = Ended(reason, False)
 
-    def _begin_there(self, slot: StageSlot, peer_id: str, now: float) -> None:
-        """Spawns a crew on this machine, or counts that as failed."""
-        peer = next((peer for peer in self._look(now) if peer.id == peer_id), None)
-        if peer is None:
-            slot.fail_at(peer_id, now, self._limits.retry)
-            if not self._started:
-                self.ended = Ended(f"the machine of stage {slot.stage} is not known any more", True)
-            return
+    def _begin_there(self, slot: StageSlot, peer: str, now: float) -> None:
+        """Starts a crew on this machine, or counts that as failed."""
         others = tuple(
             other.stage
             for other in self._slots
             for crew in (other.crew, other.successor)
-            if crew is not None and crew.peer.id == peer_id
+            if crew is not None and crew.peer.id == peer
         )
-        try:
-            orders = self._loads.orders(slot.stage, peer, others)
-            crew = StageCrew(slot.stage, peer, self._names(slot.stage, len(orders)), orders, self._limits, now)
-            order = SpawnOrder(
-                crew.workers, self._door.place(peer_id), self._door.secret, self._loads.environment(slot.stage, peer)
-            )
-            self._cluster.spawn(peer_id, order)
-        except (ShardwiseError, SpawnError) as error:
-            slot.fail_at(peer_id, now, self._limits.retry)
-            slot.trouble = f"stage {slot.stage} could not be started on {peer.name or 'this machine'}: {error}"
-            if not self._started:
-                self.ended = Ended(slot.trouble, True)
+        started = self._starter.start(slot.stage, peer, others, now)
+        if isinstance(started, StageCrew):
+            slot.successor = started
             return
-        slot.successor = crew
-
-    def _names(self, stage: int, count: int) -> tuple[str, ...]:
-        """Never used before."""
-        self._spawned += 1
-        return tuple(f"stage-{stage}-{self._spawned}-{rank}" for rank in range(count))
+        slot.trouble = started
+        slot.fail_at(peer, now, self._limits.retry)
+        if not self._started:
+            self.ended = Ended(started, True)
 
     def _succeed(self, slot: StageSlot) -> None:
         """The successor takes over; a crew that served until now goes."""
@@ -411,8 +386,7 @@ class PipelineMachine:
             if not len(self.flights):
                 self._break_politely(now)
             return
-        if now - self._looked >= self._limits.look:
-            self._look(now)
+        if self._starter.is_time_to_look(now):
             self._let_leave(now)
 
     def _break_politely(self, now: float) -> None:
@@ -421,7 +395,7 @@ class PipelineMachine:
 
     def _let_leave(self, now: float) -> None:
         """Stages on machines that are leaving get successors; machines that are not needed may go."""
-        leaving = {peer.id for peer in self._peers if peer.health == "leaving"}
+        leaving = {peer.id for peer in self._starter.machines(now) if peer.health == "leaving"}
         for slot in self._slots:
             crew = slot.crew
             if crew is not None and crew.peer.id in leaving and slot.successor is None and now >= slot.again:
@@ -449,12 +423,6 @@ class PipelineMachine:
             slot.failures[slot.crew.peer.id] = self._limits.failures
             self._links.forget()
             self._lose_crew(slot, slot.crew, f"is given up, because its link does not hold: {text}", now)
-
-    def _look(self, now: float) -> tuple[Peer, ...]:
-        """The machines, asked for at most each `look` seconds."""
-        if now - self._looked >= self._limits.look:
-            self._peers, self._looked = self._cluster.peers(), now
-        return self._peers
 
     def _find(self, worker: str) -> tuple[StageSlot | None, StageCrew | None]:
         for slot in self._slots:

@@ -16,8 +16,9 @@ from backend.vital_signs import VitalLimits
 from backend.workers.worker_messages import Refused
 from kvcache.cache_manager import CacheManager
 from kvcache.layout import CacheLayout, Keeps, LayerCache, build_layout
+from pipeline_ext.crew_starter import Door
 from pipeline_ext.messages import LoadStage
-from pipeline_ext.pipeline import Door, PipelineMachine
+from pipeline_ext.pipeline import PipelineMachine
 from pipeline_ext.pipeline_executor import PipelineExecutor, StageRefusedError
 from pipeline_ext.pipeline_limits import PipelineLimits
 from pipeline_ext.simulator.clock import SimulatedClock
