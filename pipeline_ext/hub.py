@@ -57,7 +57,7 @@ class Hub:
     Args:
         listener: bound to the chosen address, not yet listening.
         control: the path of the Unix socket.
-        read: how this machine is read; tests put another in its place.
+        read, make_ray: how this machine is read, and its Ray kept; tests put others in their place.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class Hub:
         head: Identity,
         control: Path,
         read: Callable[[], Machine] = read_machine,
+        make_ray: Callable[[str, Callable[[], None]], RayCluster] = RayCluster,
     ) -> None:
         self._head, self._read = head, read
         self._address, self._port = listener.getsockname()[:2]
@@ -74,7 +75,7 @@ class Hub:
         self.opened = asyncio.Event()
         self.invites = Invites(loop.time)
         self.table = PeerTable(head.folder / "peers.json", loop.time)
-        self.ray = RayCluster(self._address, self._changed.set)
+        self.ray = make_ray(self._address, self._changed.set)
         self._door = HubDoor(listener, head, self.table, self.invites, self._changed)
         self._socket = HubSocket(control, self._answer, self._news, self._subscribed)
         self._engines: dict[str, set[str]] = {}  # by id: peers on which it has processes

@@ -25,8 +25,9 @@ def stage_folder() -> Path:
 class Spawner:
     """Its methods return empty bytes, or in words why not."""
 
-    def __init__(self) -> None:
-        self._launcher = StageLauncher(stage_folder(), str(peer_folder()), without_ray(os.environ))
+    def __init__(self, address: str) -> None:
+        """address: of this machine's interface, as its Ray node has it."""
+        self._launcher = StageLauncher(stage_folder(), address, str(peer_folder()), without_ray(os.environ))
         self._launcher.keep_warm()
 
     def spawn(self, order: bytes) -> bytes:

@@ -94,14 +94,16 @@ class Driver:
         """Every living node of a peer has one actor, of ours, bound to it."""
         import ray
 
-        nodes = {peer: str(node["NodeID"]) for node in ray.nodes() if node["Alive"] for peer in _peers_of(node)}
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        nodes = {peer: str(node["NodeID"]) for node in alive for peer in _peers_of(node)}
+        addresses = {str(node["NodeID"]): str(node["NodeManagerAddress"]) for node in alive}
         for peer in [peer for peer, (node, _) in self._actors.items() if nodes.get(peer) != node]:
             self._drop(peer)
         for peer, node in nodes.items():
             if peer not in self._actors:
-                self._place(peer, node)
+                self._place(peer, node, addresses[node])
 
-    def _place(self, peer: str, node: str) -> None:
+    def _place(self, peer: str, node: str, address: str) -> None:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -109,7 +111,7 @@ class Driver:
 
         bound = NodeAffinitySchedulingStrategy(node, soft=False)
         spawner: Any = ray.remote(Spawner)
-        actor = spawner.options(num_cpus=0, max_restarts=0, scheduling_strategy=bound).remote()
+        actor = spawner.options(num_cpus=0, max_restarts=0, scheduling_strategy=bound).remote(address)
         self._actors[peer] = (node, actor)
         self._starting[actor.keep_warm.remote()] = (peer, time.monotonic() + _ACTOR_SECONDS)
 
