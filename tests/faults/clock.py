@@ -5,10 +5,8 @@ What counts seconds by the monotonic clock does not notice, and that is what is 
 
 from __future__ import annotations
 
-import functools
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 VARIABLE = "SHARDWISE_CLOCK_FILE"
@@ -60,28 +58,20 @@ time_t time(time_t *out) {
 
 def why_no_jumps() -> str:
     """Why no clock can jump here; empty where one can."""
-    return "" if _library() else "no C compiler, which the jumping clock is built with"
-
-
-@functools.cache
-def _library() -> Path | None:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        return None
-    folder = Path(tempfile.gettempdir()) / "shardwise-test-clock"
-    folder.mkdir(exist_ok=True)
-    source, library = folder / "clock.c", folder / "clock.so"
-    source.write_text(_SOURCE)
-    command = [compiler, "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl"]
-    done = subprocess.run(command, check=False, capture_output=True, stdin=subprocess.DEVNULL)
-    return library if done.returncode == 0 else None
+    return "" if shutil.which("cc") else "no C compiler, which the jumping clock is built with"
 
 
 def environment(folder: Path) -> dict[str, str]:
     """What the processes of a host need from their start on for its clock to jump; nothing where none can."""
-    library = _library()
-    if library is None:
+    if why_no_jumps():
         return {}
+    source, library = folder / "clock.c", folder / "clock.so"
+    source.write_text(_SOURCE)
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl"],
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
     jump([folder], 0)
     return {"LD_PRELOAD": str(library), VARIABLE: str(folder / "clock")}
 
