@@ -16,7 +16,7 @@ import psutil
 from tests.hosts import Host, Hosts
 from tests.hosts.host import alive, wait_for
 
-START_SECONDS = 120.0
+START_SECONDS = 240.0
 JOIN_SECONDS = 60.0
 
 

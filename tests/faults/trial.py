@@ -31,7 +31,7 @@ class Outcome:
     """What came of one trial.
 
     `noticed` is how long `/health` took to say that something is wrong, `recovery` how long until the first token after
-    the pause, both in seconds from the fault on; None where there was none.
+    the pause, both in seconds from the fault on; None where nothing had to be noticed, or to recover.
     """
 
     recovery: float | None = None
@@ -69,7 +69,7 @@ async def trial(cluster: FaultCluster, fault: Fault, load: Load, choose: random.
 
 
 def _judged(fault: Fault, answers: Answers, load: Load, struck: float, watch: Watch) -> Outcome:
-    outcome = Outcome(answers.recovery(struck), watch.first_trouble(struck))
+    outcome = Outcome(answers.recovery(struck) if fault.loses else None, watch.first_trouble(struck))
     outcome.changed = answers.changed(load.expected)
     # A server that was told twice to end does not finish its answers: each has one typed end all the same.
     outcome.lost = 0 if fault.ends_server else len(answers.failures)
