@@ -7,9 +7,11 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp
 
+from app.apart import disaggregated
 from app.commands.progress import shown_progress
 from app.keys import KeyStore, check_binding, default_key_store
 from app.listener import bind
@@ -19,15 +21,21 @@ from app.secret import installation_secret
 from app.serve import ServerProcess, run_server, say
 from app.settings import ServerSettings
 from backend.chat_template import ChatRenderer
+from backend.engine_settings import EngineSettings
 from backend.errors import ModelNotFoundError
 from backend.hardware.gpu_watch import GpuWatch
 from backend.library.files import ModelFiles
 from backend.library.resolve import pull, resolve
 from backend.supervisor import ENGINE_COMMAND, EngineSupervisor
 
+if TYPE_CHECKING:
+    from pipeline_ext.peer import Peer
 
-def explain_plan(model: str, settings: ServerSettings) -> str:
+
+def explain_plan(model: str, settings: ServerSettings, peers: Sequence[Peer] = ()) -> str:
     """The Plan in words, what it is predicted to do, and whether it fits; loads nothing onto a device.
+
+    peers: machines that have joined this one.
 
     Raises:
         ShardwiseError: no such model, or one that cannot be served here.
@@ -38,9 +46,16 @@ def explain_plan(model: str, settings: ServerSettings) -> str:
     from backend.planner.fit.served_plan import served_plan
 
     engine = settings.engine(find_model(model))
-    planned = planned_from_files(engine)
-    predicted = served_plan(planned.facts, planned.machine, engine, planned.plan)
-    return f"{explain(planned.plan)}\n\n{plan_outlook(model, predicted)}"
+    if not peers and engine.pipeline_stages in (None, 1) and len(engine.stage_layers) < 2:
+        planned = planned_from_files(engine)
+        predicted = served_plan(planned.facts, planned.machine, engine, planned.plan)
+        return f"{explain(planned.plan)}\n\n{plan_outlook(model, predicted)}"
+    from pipeline_ext.planned import planned_over
+
+    over = planned_over(engine, peers if settings.peers == "auto" else ())
+    sites = tuple(one.site for one in over.machines)
+    predicted = served_plan(over.found.facts, over.found.machine, engine, over.found.plan, sites)
+    return f"{explain(over.found.plan)}\n\n{plan_outlook(model, predicted)}"
 
 
 def serve_model(model: str, settings: ServerSettings) -> int:
@@ -84,8 +99,13 @@ def compose_server(
         allowed_hosts=settings.allowed_hosts,
         allowed_origins=settings.allowed_origins,
     )
-    engine = settings.engine(files, cache_secret)
-    supervisor = EngineSupervisor(engine, command=engine_command, log_file=engine_log)
+
+    def supervised(engine: EngineSettings, name: str = "") -> EngineSupervisor:
+        log = engine_log.with_stem(f"{engine_log.stem}-{name}") if engine_log and name else engine_log
+        return EngineSupervisor(engine, command=engine_command, log_file=log)
+
+    wanted = settings.engine(files, cache_secret)
+    supervisor = disaggregated(wanted, supervised) if settings.disaggregate else supervised(wanted)
     renderer, watch = ChatRenderer(), GpuWatch()
 
     def build() -> ASGIApp:

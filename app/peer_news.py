@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import httpx
-import msgspec
 from msgspec.structs import replace
 
 from app.background import running_servers
+from app.peers_view import read_peers
 from app.settings import client_key
 from backend.hardware.machine import read_machine
 from backend.planner.plan import Plan
@@ -24,7 +24,7 @@ _NO_HUB = "No machine has been added; `shardwise peers invite` says how."
 _AWAY = "The hub does not run: peers cannot come, nor be given stages; `shardwise peers invite` starts it."
 
 
-def read_peers(plans: Mapping[str, Plan]) -> PeersView:
+def peers_now(plans: Mapping[str, Plan]) -> PeersView:
     """Blocks for some milliseconds. `plans`: by model name, of the engines that are asked for."""
     try:
         return view_of(HubClient(seconds=5.0).news(), plans)
@@ -57,7 +57,7 @@ def _without_hub(plans: Mapping[str, Plan]) -> PeersView:
 
 def asked_of_servers() -> PeersView:
     """The same for who is no server itself: the stages are asked of this user's servers, as far as they answer."""
-    view = read_peers({})
+    view = peers_now({})
     found: dict[str, list[PlacedStage]] = {}
     for record in running_servers():
         for peer in _peers_of(record.url):
@@ -71,11 +71,6 @@ def _peers_of(url: str) -> tuple[PeerView, ...]:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         answer = httpx.get(f"{url}/peers", headers=headers, timeout=5.0, trust_env=False)
-        return read_view(answer.content).peers if answer.status_code == 200 else ()
+        return read_peers(answer.content).peers if answer.status_code == 200 else ()
     except (httpx.HTTPError, ValueError):
         return ()
-
-
-def read_view(content: bytes) -> PeersView:
-    """The body of `/peers`. Raises ValueError for anything else."""
-    return msgspec.json.decode(content, type=PeersView)

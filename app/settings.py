@@ -56,6 +56,12 @@ def _names(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _counts(value: Any) -> Any:
+    """Several counts in one string; "auto" is none at all."""
+    return () if value == "auto" else _names(value)
+
+
+Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], NoDecode, BeforeValidator(_counts)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)]
 AutoCount = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_auto)]
 
@@ -94,7 +100,20 @@ class ServerSettings(BaseSettings):
         description="GPUs that share each layer (tensor parallelism), or processes on a CPU; auto takes as many GPUs "
         "as answer fastest, and one process.",
     )
-    pp: AutoCount = Field(None, description="Stages that the layers are spread over; auto or 1.")
+    pp: AutoCount = Field(
+        None,
+        description="Stages that the layers are spread over, on machines that have joined, groups of GPUs or processes "
+        "on a CPU; auto takes one where the model fits this machine, else as few as hold it.",
+    )
+    layers: Counts = Field(
+        (), description="Layers of each stage, such as 20,12, in the order of machines; auto leaves it to --pp."
+    )
+    peers: Literal["auto", "none"] = Field(
+        "auto", description="Whether stages may be on machines that have joined this one: auto or none."
+    )
+    replicas: AutoCount = Field(
+        1, description="Copies of the model, each on machines of its own, which share requests; auto makes all it can."
+    )
     weights: Literal["auto", "model", "int8", "nf4", "fp8"] = Field(
         "model",
         description="How weights are stored: model is the dtype, int8 and fp8 (newer GPUs) take half of bfloat16's "
@@ -142,6 +161,11 @@ class ServerSettings(BaseSettings):
     collective_timeout: float = Field(
         60.0, ge=1, le=3600, description="Seconds that a GPU waits for the others before the engine starts again."
     )
+    disaggregate: bool = Field(
+        False,
+        description="Compute prompts in one engine and answers in another, each with half of the GPUs or threads: "
+        "a long prompt then lengthens no pause between others' tokens. It makes nothing faster by itself.",
+    )
     fallback: str | None = Field(None, description="A second, smaller model; not in this version.")
 
     @classmethod
@@ -160,8 +184,11 @@ class ServerSettings(BaseSettings):
         """Where pages on disk lie."""
         return self.cache_dir.expanduser().absolute() if self.cache_dir else default_page_folder()
 
-    def engine(self, files: ModelFiles, cache_secret: bytes = b"") -> EngineSettings:
-        """What the engine that serves `files` has to know; `cache_secret` is the installation's."""
+    def engine(self, files: ModelFiles, cache_secret: bytes = b"", hub: str = "") -> EngineSettings:
+        """What the engine that serves `files` has to know; `cache_secret` is the installation's.
+
+        hub: path of the hub's socket; empty where none runs.
+        """
         return EngineSettings(
             files=files,
             device=self.device,
@@ -182,11 +209,14 @@ class ServerSettings(BaseSettings):
             experts=self.experts,
             collectives=self.collectives,
             collective_timeout=self.collective_timeout,
+            pipeline_stages=self.pp,
+            stage_layers=self.layers,
+            peers=hub if self.peers == "auto" else "",
         )
 
 
 AVAILABLE: dict[str, tuple[object, ...]] = {
-    "pp": (None, 1),
+    "replicas": (1,),
     "fallback": (None,),
 }
 

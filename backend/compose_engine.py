@@ -24,6 +24,7 @@ from backend.hardware.peer_probe import probed
 from backend.hardware.process_memory import return_freed_memory
 from backend.hardware.visible_gpus import show_gpus
 from backend.kernel_cache import compile_ahead
+from backend.layer_span import LayerSpan
 from backend.library.checks import check
 from backend.parallel.division import Division
 from backend.planner.decide import decide
@@ -103,11 +104,17 @@ def _accuracy_key(settings: EngineSettings, plan: Plan, machine: Machine) -> str
 
 
 def load_served(
-    settings: EngineSettings, plan: Plan, on_progress: OnProgress, rank: int = 0, group: Group | None = None
+    settings: EngineSettings,
+    plan: Plan,
+    on_progress: OnProgress,
+    rank: int = 0,
+    group: Group | None = None,
+    span: LayerSpan | None = None,
 ) -> tuple[ServedModel, Team | None]:
     """The model on the rank's device with its kernels, and the threads that compute on a processor.
 
     group: what a rank of several computes with, of which each has its part of the model.
+    span: for a stage, of which `plan` is, its layers.
 
     Raises:
         ShardwiseError: a file that turns out broken while it is read.
@@ -124,7 +131,7 @@ def load_served(
     weight_format = WEIGHT_FORMATS[plan.weight_format]
     threads = max(1, plan.threads // len(plan.ranks))
     torch.set_num_threads(threads)
-    on_progress("load", 0, settings.files.bytes if group is None else 0)
+    on_progress("load", 0, settings.files.bytes if group is None and span is None else 0)
     model = load_model(
         settings.files,
         dtype=dtype,
@@ -134,6 +141,7 @@ def load_served(
         group=group,
         stored=None if plan.weight_format == "model" else weight_format,
         hosted=plan.hosted.layers if plan.hosted else (),
+        span=span,
     )
     on_progress("pack", 0, 0)
     team = _team(device, threads)
@@ -217,7 +225,14 @@ def compose_alone(settings: EngineSettings, on_progress: OnProgress, found: Plan
     tiers = compose_tiers(settings, plan, layout, runner)
     runner.warm_up(PROCESSOR_WARM_UP if model.device.type == "cpu" else plan.step_tokens)
     scheduler = Scheduler(
-        CacheManager(layout, plan.pages, namespace=tiers.namespace, host_pages=plan.host_pages, disk=tiers.disk),
+        CacheManager(
+            layout,
+            plan.pages,
+            namespace=tiers.namespace,
+            host_pages=plan.host_pages,
+            disk=tiers.disk,
+            apart=settings.role != "whole",
+        ),
         max_context=plan.max_context,
         max_sequences=plan.max_sequences,
         step_tokens=plan.step_tokens,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backend.cache_identity import namespace
+from backend.compose_tiers import hand_over_index
 from backend.engine import Engine
 from backend.engine_environment import worker_environment
 from backend.engine_settings import EngineSettings
@@ -110,14 +111,19 @@ def _compose(settings: EngineSettings, on_progress: OnProgress, workers: Workers
     from backend.compose_engine import ComposedEngine
 
     facts, plan = found.facts, found.plan
-    _check_tiers(plan)
+    _check_tiers(settings, plan)
     if plan.ranks[0].device == "cpu":
         compile_ahead()
     loaded = _load(settings, on_progress, workers, found, arrange_meeting(cache_home() / "ranks"))
     layout = build_layout(facts.layers, ELEMENT_BYTES[plan.dtype], PAGE_TOKENS, parse_kv_formats(plan.kv_format))
     scheduler = Scheduler(
         CacheManager(
-            layout, plan.pages, namespace=_namespace(settings, plan, layout, loaded), host_pages=plan.host_pages
+            layout,
+            plan.pages,
+            namespace=_namespace(settings, plan, layout, loaded),
+            host_pages=plan.host_pages,
+            disk=hand_over_index(settings, plan) if plan.disk_bytes else None,
+            apart=settings.role != "whole",
         ),
         max_context=plan.max_context,
         max_sequences=plan.max_sequences,
@@ -164,8 +170,8 @@ def _namespace(settings: EngineSettings, plan: Plan, layout: CacheLayout, loaded
     return namespace(settings.files, plan, layout, orders)
 
 
-def _check_tiers(plan: Plan) -> None:
-    if plan.disk_bytes:
+def _check_tiers(settings: EngineSettings, plan: Plan) -> None:
+    if plan.disk_bytes and settings.role == "whole":
         raise SettingError(
             "--disk-cache is not served over several ranks by this version.",
             f"The model is divided over {len(plan.ranks)} ranks, each of which would keep records of its own.",

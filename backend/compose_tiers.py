@@ -15,6 +15,7 @@ from kvcache.layout import CacheLayout
 if TYPE_CHECKING:
     from backend.runner import Runner
     from kvcache.tiers.disk import DiskTier
+    from kvcache.transfer import DiskIndex
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class ComposedTiers:
     """What the cache manager has to know of them: the root of all keys, and the disk's index if there is a disk."""
 
     namespace: bytes
-    disk: DiskTier | None
+    disk: DiskIndex | None
 
 
 def compose_tiers(settings: EngineSettings, plan: Plan, layout: CacheLayout, runner: Runner) -> ComposedTiers:
@@ -37,12 +38,26 @@ def compose_tiers(settings: EngineSettings, plan: Plan, layout: CacheLayout, run
     root = namespace(settings.files, plan, layout, runner.kernel_orders)
     device = torch.device(plan.ranks[0].device)
     host = HostTier(plan.host_pages, layout.page_bytes, device) if plan.host_pages else None
-    disk = _open_disk(settings, plan, layout, root) if plan.disk_bytes else None
+    folder = Path(plan.cache_dir) if settings.role == "whole" else rank_folder(plan, 0)
+    disk = open_disk(settings, plan, layout, root, folder) if plan.disk_bytes else None
     runner.attach_tiers(host, disk)
-    return ComposedTiers(root, disk)
+    return ComposedTiers(root, disk if settings.role == "whole" else hand_over_index(settings, plan))
 
 
-def _open_disk(settings: EngineSettings, plan: Plan, layout: CacheLayout, root: bytes) -> DiskTier:
+def rank_folder(plan: Plan, rank: int) -> Path:
+    """Where a rank's share of the pages lies that one engine hands to another."""
+    return Path(plan.cache_dir) / f"rank-{rank}"
+
+
+def hand_over_index(settings: EngineSettings, plan: Plan) -> DiskIndex:
+    """Which pages have been handed over, as far as the first rank's share tells."""
+    from kvcache.tiers.hand_over_index import HandOverIndex
+
+    return HandOverIndex(rank_folder(plan, 0), plan.disk_bytes, writable=settings.role == "prefill")
+
+
+def open_disk(settings: EngineSettings, plan: Plan, layout: CacheLayout, root: bytes, folder: Path) -> DiskTier:
+    """The disk tier of one rank, whose layout this is. Raises SettingError for a folder that cannot hold pages."""
     from kvcache.tiers.disk import DiskTier
     from kvcache.tiers.record import PageShape
     from kvcache.tiers.record_folder import CacheFolderError
@@ -55,12 +70,13 @@ def _open_disk(settings: EngineSettings, plan: Plan, layout: CacheLayout, root: 
         )
     try:
         return DiskTier.open(
-            Path(plan.cache_dir),
-            plan.disk_bytes,
+            folder,
+            plan.disk_bytes // len(plan.ranks),
             secret=page_secret(settings.cache_secret),
             namespace=root,
             model=plan.model,
             shapes=tuple(PageShape.of(layout, group) for group in layout.groups),
+            writes=settings.role != "decode",
         )
     except CacheFolderError as error:
         raise SettingError(error.what, error.why, error.hint) from None

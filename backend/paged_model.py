@@ -41,17 +41,18 @@ class PagedModel:
         """The inner order of each slot's pages, which is part of what a cached page's bytes mean."""
         return tuple(self._kernels[slot].order for slot in sorted(self._kernels))
 
-    def forward(self, batch: Batch, rows: Tensor | None = None) -> Tensor:
-        """Feeds every slice and writes its K and V: float32 logits [rows, vocabulary].
+    def forward(self, batch: Batch, rows: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
+        """Feeds every slice and writes its K and V: float32 logits [rows, vocabulary], or hidden states of all tokens.
 
         rows: flat indices of the tokens whose logits are wanted; None for those that the batch's slices sample from.
+        hidden [T, columns]: for a stage, as in `ServedModel.forward`.
         """
         whole_length = bool(self._model.recompute_lengths)
         inputs = step_inputs(batch, self._layout, whole_length=whole_length, device=self._model.device)
         prepared = tuple(kernel.prepare(inputs.groups[group], shape) for group, shape, kernel in self._kinds)
         context = PagedContext(self.memory.layers, self._kernels, self._kind_of, prepared)
         rows = inputs.rows if rows is None else rows
-        return self._model.forward(inputs.tokens, inputs.positions, inputs.rope_lengths, rows, context)
+        return self._model.forward(inputs.tokens, inputs.positions, inputs.rope_lengths, rows, context, hidden)
 
 
 def _shape(model: ServedModel, layout: CacheLayout, group: CacheGroup, slot: int) -> AttentionShape:

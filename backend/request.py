@@ -58,6 +58,7 @@ class Request(Struct, frozen=True, kw_only=True):
         cache_salt: requests with unequal salts never share cached pages; the server makes it of the client's API key.
         owner: tags the pages on disk, so that revoking the API key deletes them: 16 bytes, or empty for nobody's.
         priority: smaller runs first; equal priorities run in order of arrival.
+        hand_over: its cached pages are put where another engine finds them, before its end is told.
         timeout: seconds from submission after which the request ends with reason "deadline"; None waits forever.
     """
 
@@ -68,4 +69,5 @@ class Request(Struct, frozen=True, kw_only=True):
     cache_salt: bytes = b""
     owner: bytes = b""
     priority: int = 0
+    hand_over: bool = False
     timeout: float | None = None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from backend.batch import Batch, PageSpan, Sampled, SampleTask, Slice
 from backend.device_errors import losing_devices
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 class Runner:
     """One rank's model, pages and sampler; an Executor for an engine whose only rank lives in its process.
 
-    Of several ranks, all run the same batches, and one samples.
+    Of several ranks, all run the same batches, and one samples. Of several stages, all run the same batches one behind
+    the other, and only the last has something to sample from.
     """
 
     def __init__(
@@ -42,14 +45,20 @@ class Runner:
         *,
         rank: int = 0,
         communication: int | None = None,
+        groups: tuple[int, ...] | None = None,
     ) -> None:
-        """team: the threads that compute, on a processor. communication: bytes that joining the other ranks took."""
+        """team: the threads that compute, on a processor. communication: bytes that joining the other ranks took.
+
+        groups: for a stage, which of the batches' spans are those of the layout's groups; None for all.
+        """
         self._layout, self._team, self._rank = layout, team, rank
         self._meter = MemoryMeter(model.device)
         self._weights, self._streaming = model.weights_bytes - model.stream_bytes, model.stream_bytes
         self._communication, self._host = communication, None
         self._paged = PagedModel(model, layout, pages, attention_kernels(team))
-        self._device = model.device
+        self._device, self._dtype = model.device, model.dtype
+        self._begins, self._ends, self._columns = model.begins, model.ends, model.columns
+        self._groups = groups
         self._sampler = Sampler(model.facts.vocabulary, model.device)
         self._mover: PageMover | None = None
 
@@ -69,38 +78,61 @@ class Runner:
         if host is not None or disk is not None:
             self._mover = PageMover(self.memory, self._device, host, disk)
 
-    @losing_devices()
-    @torch.inference_mode()
     def execute(self, batch: Batch) -> list[Sampled | None]:
         """Begins the transfers, feeds every slice, writes its K and V, and samples where a slice asks for a token."""
+        results = self.run_stage(batch, None)
+        if isinstance(results, Tensor):
+            raise TypeError("a stage that does not end the model has no tokens")
+        return results
+
+    @losing_devices()
+    @torch.inference_mode()
+    def run_stage(self, batch: Batch, hidden: Tensor | None) -> Tensor | list[Sampled | None]:
+        """As `execute`, for one stage of several: hidden states [T, columns] for the next, or the last one's results.
+
+        hidden [T, columns]: what the stage before has handed on, in the model's dtype, on any device; None for the
+        first stage, and for ranks but the first. What is returned is valid until the next call. A batch without
+        slices, which a stage gets that sits a step out, only begins its transfers, and gives no results.
+
+        Raises ValueError where hidden states are missing or of another form.
+        """
+        if self._groups is not None:
+            batch = _with_spans(batch, self._groups)
         if self._mover is not None:
             self._mover.begin(batch.transfers)
             if self._mover.holds_pages:
                 self._mover.settle(written_pages(batch, self._layout))
-        if not batch.slices:
-            return []
-        logits = self._paged.forward(batch)
+        return self._compute(batch, hidden) if batch.slices else []
+
+    def _compute(self, batch: Batch, hidden: Tensor | None) -> Tensor | list[Sampled | None]:
+        answer = self._paged.forward(batch, hidden=hidden)
+        if not self._ends:
+            return answer
         # The logits of a divided model are the first rank's.
         if self._rank != 0:
             return [None] * len(batch.slices)
         tasks = [part.sample for part in batch.slices if part.sample is not None]
-        sampled = iter(self._sampler.sample(logits, tasks) if tasks else [])
+        sampled = iter(self._sampler.sample(answer, tasks) if tasks else [])
         return [None if part.sample is None else next(sampled) for part in batch.slices]
 
     def transfers_done(self, patience: float = 0.0) -> list[TransferDone]:
         return self._mover.finished(patience) if self._mover is not None else []
 
+    @losing_devices()
+    @torch.inference_mode()
     def warm_up(self, tokens: int) -> None:
         """One prefill of at most `tokens` and one decode over free pages: compiles kernels, finds the memory peak.
 
-        What the rank holds besides is the libraries' from then on, so the tiers have to be attached.
+        A stage that gets hidden states takes zeros for them, so that it needs no other stage. What the rank holds
+        besides is the libraries' from then on, so the tiers have to be attached.
         """
         self._meter.begin()
         tokens = max(1, min([tokens, *(self.memory.pages * group.page_tokens for group in self._layout.groups)]))
         spans = tuple(PageSpan(0, range(-(-tokens // group.page_tokens))) for group in self._layout.groups)
         task = SampleTask(Sampling(), (0,), ())
         for count in (tokens, 1):
-            self.execute(Batch(0, (Slice(0, 0, (0,) * count, count, count, spans, task),)))
+            given = None if self._begins else torch.zeros(count, self._columns, dtype=self._dtype, device=self._device)
+            self._compute(Batch(0, (Slice(0, 0, (0,) * count, count, count, spans, task),)), given)
         self._meter.settle(self._held())
 
     @losing_devices()
@@ -127,6 +159,12 @@ class Runner:
         del self._paged
         if self._team is not None:
             self._team.close()
+
+
+def _with_spans(batch: Batch, groups: tuple[int, ...]) -> Batch:
+    """The batch with the spans of these groups only."""
+    slices = tuple(replace(part, spans=tuple(part.spans[group] for group in groups)) for part in batch.slices)
+    return replace(batch, slices=slices)
 
 
 def written_pages(batch: Batch, layout: CacheLayout) -> Iterator[int]:

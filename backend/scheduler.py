@@ -86,6 +86,8 @@ class Scheduler:
         self._prefills = Prefills(cache.span)
         self._starts: list[Start] = []
         self._ends: list[End] = []
+        # Ends to be told when the pages of the sequence have been handed over, by the order's number.
+        self._handing: dict[int, End] = {}
         self._next_number = 0
         self._steps = 0
         self._prompt_tokens = self._generation_tokens = self._preemptions = self._nan_requests = 0
@@ -132,7 +134,7 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether a step would bring anything: a sequence to move on, or an end to report."""
-        return bool(self._live or self._ends)
+        return bool(self._live or self._ends or self._handing)
 
     @property
     def awaits_transfers(self) -> bool:
@@ -188,6 +190,7 @@ class Scheduler:
                 raise RuntimeError(f"sequence {part.sequence}: sampled {choice} for {part.sample}")
             if choice is not None:
                 self._accept(sequence, choice, tokens)
+        self._ends += [self._handing.pop(number) for number in self._cache.handed_over()]
         ends, self._ends = self._ends, []
         return tokens, ends
 
@@ -344,10 +347,14 @@ class Scheduler:
 
     def _end(self, sequence: Sequence, reason: EndReason, message: str = "") -> None:
         self._queue(sequence.status).remove(sequence)
+        end = End(sequence.request.id, reason, message)
+        if sequence.request.hand_over and reason in ("length", "stop"):
+            self._handing[self._cache.hand_over(sequence.pages)] = end
+        else:
+            self._ends.append(end)
         self._forget(sequence)
         sequence.status = Status.FINISHED
         del self._live[sequence.request.id], self._by_number[sequence.number]
-        self._ends.append(End(sequence.request.id, reason, message))
 
     def statistics(self) -> EngineStatistics:
         """A snapshot; times are the engine's to add."""

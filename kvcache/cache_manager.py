@@ -13,6 +13,7 @@ from itertools import islice
 
 from kvcache.cache_counts import CacheCounts, describe
 from kvcache.fetch_choice import Copy, worth_fetching
+from kvcache.hand_over import HandOvers
 from kvcache.hit import Hit
 from kvcache.layout import CacheLayout
 from kvcache.lower_tiers import BUSY_STORES, IDLE_STORES, LOOKED_AT, SECOND_USE, LowerTiers
@@ -49,10 +50,12 @@ class CacheManager:
         namespace: bytes = b"",
         host_pages: int = 0,
         disk: DiskIndex | None = None,
+        apart: bool = False,
     ) -> None:
         """namespace: what all pages' bytes depend on beside tokens: weights, types, formats, kernels' order, RoPE.
 
-        host_pages: slots of the host tier. disk: the disk tier, if there is one.
+        host_pages: slots of the host tier. disk: the disk tier, if there is one. apart: whether the disk is where pages
+        are handed over, so that nothing else goes there, and whatever is there is fetched.
         """
         self.layout = layout
         self._namespace = namespace
@@ -60,7 +63,9 @@ class CacheManager:
         self._index = PrefixIndex()
         self._shape = self._empty_tables()
         self.span = max(group.page_tokens for group in layout.groups)
-        self._lower = LowerTiers(host_pages, disk, pages)
+        self._lower = LowerTiers(host_pages, disk, pages, keeps_on_disk=not apart)
+        self._apart = apart
+        self._hand_overs = HandOvers(self._pool, self._index, self._lower)
         self._fetches: dict[int, SequencePages] = {}
         self._counts = CacheCounts()
 
@@ -154,6 +159,8 @@ class CacheManager:
         ]
 
     def _is_worth_fetching(self, hit: Hit) -> bool:
+        if self._apart:
+            return True
         pages = {Tier.DISK: hit.missing_on_disk, Tier.HOST: hit.missing - hit.missing_on_disk}
         copies = [
             Copy(count * self.layout.page_bytes, self._lower.book.rate(tier, Tier.DEVICE))
@@ -207,6 +214,26 @@ class CacheManager:
             self._arrive(transfer, done.succeeded)
         elif transfer.source.tier is Tier.DEVICE and transfer.target.tier is Tier.DISK:
             self._pool.unpin(transfer.source.index)
+            self._hand_overs.stored(transfer.key)
+
+    def hand_over(self, pages: SequencePages) -> int:
+        """Has the cached pages of a sequence, which still holds them, stored for another engine: the order's number.
+
+        `handed_over` says when the disk has them all, or those that it takes.
+        """
+        keys = pages.chain.keys
+        count = max(map(len, keys))
+        # Beginnings first, in all groups: what came too late is then missing at the end.
+        return self._hand_overs.begin(own[place] for place in range(count) for own in keys if place < len(own))
+
+    def handed_over(self) -> list[int]:
+        """The orders of `hand_over` that are done, since the last call."""
+        return self._hand_overs.take_done()
+
+    @property
+    def handing_over(self) -> bool:
+        """Whether an order of `hand_over` is not done."""
+        return self._hand_overs.running
 
     def _arrive(self, transfer: Transfer, succeeded: bool) -> None:
         page, pages = transfer.target.index, self._fetches.pop(transfer.number)
@@ -220,6 +247,7 @@ class CacheManager:
 
     def take_transfers(self) -> tuple[Transfer, ...]:
         """The orders since the last call, for the batch that is about to run."""
+        self._hand_overs.order()
         self._lower.store_ahead()
         if self._lower.host.total == 0:
             self._store_ahead()
@@ -227,7 +255,7 @@ class CacheManager:
 
     def _store_ahead(self) -> None:
         """Without a host tier, begins to store what the device will evict next."""
-        if self._lower.disk is None or self._pool.free > self._pool.total // 16:
+        if not self._lower.keeps_on_disk or self._pool.free > self._pool.total // 16:
             return
         room = min(BUSY_STORES, self._pool.total // 16) - self._lower.book.running_to(Tier.DISK)
         oldest = self._entries(islice(self._pool.cached_pages(), LOOKED_AT))
@@ -235,7 +263,7 @@ class CacheManager:
 
     def store_idle(self) -> None:
         """While nothing runs: orders that the disk gets what it does not have, the newest first, a bounded number."""
-        if self._lower.disk is None:
+        if not self._lower.keeps_on_disk:
             return
         newest = self._entries(self._pool.cached_pages(newest_first=True))
         room = IDLE_STORES - self._lower.book.running_to(Tier.DISK)

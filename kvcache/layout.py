@@ -159,6 +159,23 @@ def build_layout(
     )
 
 
+def stage_layout(layout: CacheLayout, slots: range) -> CacheLayout:
+    """The layout of a stage that has these slots only, numbered anew: a page holds as many positions as anywhere.
+
+    So page ids and tables are equal on all stages; groups without slots here have none, see `stage_groups`.
+    """
+    groups = (
+        replace(group, slots=tuple(slot - slots.start for slot in group.slots if slot in slots))
+        for group in layout.groups
+    )
+    return replace(layout, groups=tuple(group for group in groups if group.slots))
+
+
+def stage_groups(layout: CacheLayout, slots: range) -> tuple[int, ...]:
+    """Which of the model's groups the stage's layout has, in its order."""
+    return tuple(number for number, group in enumerate(layout.groups) if any(slot in slots for slot in group.slots))
+
+
 def rank_layout(layout: CacheLayout, layers: tuple[LayerCache, ...]) -> CacheLayout:
     """The layout of a rank that keeps only its share of the heads: groups, slots and page_tokens of the whole model's.
 

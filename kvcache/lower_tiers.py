@@ -30,13 +30,17 @@ DISK = Place(Tier.DISK)
 class LowerTiers:
     """Host and disk as the cache manager sees them. Either may be missing."""
 
-    def __init__(self, host_pages: int, disk: DiskIndex | None, device_pages: int) -> None:
+    def __init__(
+        self, host_pages: int, disk: DiskIndex | None, device_pages: int, *, keeps_on_disk: bool = True
+    ) -> None:
+        """keeps_on_disk: whether pages go to the disk to be kept, and not only where they are handed over."""
         self.host = HostIndex(host_pages)
         self.disk = disk
         self.book = TransferBook()
         self.evictions = 0
         # Only a disk asks how often a page was wanted.
         self._lost = LostKeys(LOST_PAGES * (host_pages + device_pages) if disk is not None else 0)
+        self._keeps_on_disk = keeps_on_disk
         self._arriving: set[PageKey] = set()
         self._storing: set[PageKey] = set()
         # A slot next to be evicted is stored while there are still this many free ones.
@@ -49,6 +53,11 @@ class LowerTiers:
     def there(self) -> bool:
         """Whether there is any lower tier."""
         return self.host.total > 0 or self.disk is not None
+
+    @property
+    def keeps_on_disk(self) -> bool:
+        """Whether pages go to a disk to be kept there."""
+        return self._keeps_on_disk and self.disk is not None
 
     def tier_of(self, key: PageKey) -> Tier:
         """The faster tier of those that hold this key, of which one does."""
@@ -102,11 +111,18 @@ class LowerTiers:
 
     def store_ahead(self) -> None:
         """Begins to store what the host will evict next, so that evicting need not wait for the disk."""
-        if self.disk is None or self.host.total == 0 or self.host.free > self._low_water:
+        if not self.keeps_on_disk or self.host.total == 0 or self.host.free > self._low_water:
             return
         for page in list(islice(self.host.in_order(), LOOKED_AT)):
             if self.book.running_to(Tier.DISK) < BUSY_STORES and self._worth_storing(page):
                 self._store_from_host(page)
+
+    def is_storing(self, key: PageKey) -> bool:
+        """Whether this page is on its way to the disk."""
+        return key in self._storing
+
+    def on_disk(self, key: PageKey) -> bool:
+        return self.disk is not None and key in self.disk
 
     def may_store(self, entry: IndexedPage | HostPage) -> bool:
         """Whether the disk would take this page, and does not have it."""
@@ -116,7 +132,7 @@ class LowerTiers:
         return disk.writable and entry.key not in disk
 
     def _worth_storing(self, page: HostPage) -> bool:
-        return page.uses >= SECOND_USE and page.offload is None and self.may_store(page)
+        return self.keeps_on_disk and page.uses >= SECOND_USE and page.offload is None and self.may_store(page)
 
     def _store_from_host(self, page: HostPage) -> None:
         self.host.pin(page)
@@ -132,6 +148,8 @@ class LowerTiers:
 
     def store_idle(self) -> None:
         """Stores what the host has and the disk has not, the newest first, a bounded number."""
+        if not self.keeps_on_disk:
+            return
         room = IDLE_STORES - self.book.running_to(Tier.DISK)
         newest = self.host.in_order(newest_first=True)
         wanted = (page for page in newest if page.offload is None and self.may_store(page))

@@ -138,6 +138,9 @@ class PagePool:
         self._pinned.add(page)
         self._pinned_cached += page in self._cached
 
+    def is_pinned(self, page: int) -> bool:
+        return page in self._pinned
+
     def unpin(self, page: int) -> None:
         """The transfer is over."""
         self._pinned.remove(page)

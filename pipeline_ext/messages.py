@@ -3,7 +3,7 @@
     engine  LoadStage, WarmUp ────►  worker       lines: orders, pulse (both to the engine's door)
             Join(epoch) ─────────►                links: frames of hidden states from stage to stage (`link_protocol`)
             StageStep ───────────►
-    engine  ◄─ StageDone, StageFailed, Pulse
+    engine  ◄─ StageDone, StageFailed, Polled, LinkLost, Pulse
 
 Numbers of steps begin with 0 in each epoch and are consecutive. A worker ignores whatever is of another epoch than the
 one it has joined last, and an engine ignores whatever is of another than its own.
@@ -141,6 +141,13 @@ class LinkLost(Message, frozen=True):
     text: str
 
 
+class Polled(Message, frozen=True):
+    """From a worker: the answer to Poll, with the transfers that are over."""
+
+    epoch: int
+    over: tuple[TransferDone, ...] = ()
+
+
 class Broken(Message, frozen=True):
     """From a worker, as its last word: a bug of ours or a lost device ends it."""
 
@@ -163,6 +170,7 @@ FromStage = (
     | StageDone
     | StageFailed
     | LinkLost
+    | Polled
     | Pulse
     | Broken
 )

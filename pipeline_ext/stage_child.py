@@ -1,7 +1,7 @@
 """StageChild: one stage process as whoever spawns it holds it: an engine on its own machine, or the agent on a peer.
 
 It imports what it needs as soon as it is spawned, and waits for its first words on its standard input, so that one may
-be kept warm before it is known for which engine. The pipe stays open: its end is the spawner's death.
+be kept warm before it is known for which engine; where the pipe ends before it has any, it ends.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from backend.hardware.cpu import read_cpu
 from backend.process_log import open_log
 
 STAGE_COMMAND = (sys.executable, "-P", "-m", "pipeline_ext.stage_process")
+# Its argument where it is to die with the thread that started it.
+DIES_WITH_PARENT = "dies-with-parent"
 
 
 class StageStart(Struct, frozen=True, array_like=True, tag=True):
@@ -69,7 +71,7 @@ class StageChild:
         environment = process_environment(read_cpu().cores, os.environ) | dict(variables or {})
         with open_log(log) as output:
             process = subprocess.Popen(
-                list(command), stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment
+                [*command, DIES_WITH_PARENT], stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment
             )
         return cls(process)
 

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from backend.frames import MAX_FRAME_BYTES
 from pipeline_ext.dial import dial, say
@@ -61,10 +62,19 @@ class StageLinks:
     """`put` gets what happens, from threads of ours. All methods belong to one thread."""
 
     def __init__(
-        self, stage: int, secret: bytes, context: ssl.SSLContext | None, put: Callable[[LinkEvent], None]
+        self,
+        stage: int,
+        secret: bytes,
+        context: ssl.SSLContext | None,
+        folder: Path | None,
+        put: Callable[[LinkEvent], None],
     ) -> None:
-        """context: for dialling other machines; None where all stages are on this one."""
+        """context: for dialling other machines; None where all stages are on this one.
+
+        folder: where Unix sockets of this engine's workers on this machine lie, if it is the engine's own.
+        """
         self._stage, self._secret, self._context, self._put = stage, secret, context, put
+        self._folder = folder
         self._listening = Listening(self._visit, "links")
         self._guard = threading.Lock()
         self._epoch = -1
@@ -83,7 +93,7 @@ class StageLinks:
         return self._listening.strangers
 
     def join(self, epoch: int, forward: str) -> None:
-        """From now on only this epoch's links count, those before are closed. `forward`: whom to dial, if anybody."""
+        """From now on only this epoch's links count, those before are closed. `forward`: places to dial, if any."""
         with self._guard:
             self._close_links()
             self._epoch = epoch
@@ -93,13 +103,20 @@ class StageLinks:
             if early is not None:
                 self._take_in(early)
         if forward:
-            threading.Thread(target=self._dial, args=(epoch, forward), name="dial", daemon=True).start()
+            place = chosen_place(forward, self._folder)
+            threading.Thread(target=self._dial, args=(epoch, place), name="dial", daemon=True).start()
 
     def send(self, epoch: int, *parts: Part) -> None:
         """One frame to the next stage; never waits. Silent about a link that is gone, of which `LinkBroken` tells."""
         stream = self._forward
         if stream is not None and epoch == self._epoch:
             stream.send(*parts)
+
+    def cut(self, epoch: int) -> None:
+        """Nothing that comes in by this epoch's link can be believed any more."""
+        with self._guard:
+            if epoch == self._epoch and self._backward is not None:
+                self._backward.close()
 
     def close(self) -> None:
         """No call follows."""
@@ -205,6 +222,14 @@ class StageLinks:
         stream.close()
         if epoch == self._epoch:
             self._put(LinkBroken(epoch, forward, text))
+
+
+def chosen_place(places: str, folder: Path | None) -> str:
+    """Of the places where one stage listens, with spaces between: the Unix socket where it is ours, else the other."""
+    found = places.split()
+    near = [place for place in found if place.startswith("/") and Path(place).parent == folder]
+    far = [place for place in found if not place.startswith("/")]
+    return (near or far or found)[0]
 
 
 def _widen(peer: socket.socket) -> None:

@@ -53,6 +53,10 @@ class Transport(Protocol):
         """Queues a message; never blocks, and is silent about a worker that has gone: `Gone` says so."""
         ...
 
+    def send_encoded(self, worker: str, body: bytes) -> None:
+        """`send` for a message that was encoded by `messages.encoder`, for several workers."""
+        ...
+
     def drop(self, worker: str) -> None:
         """Closes its lines; nothing more comes from it, not even Gone."""
         ...

@@ -32,7 +32,10 @@ def serve(
     dtype: Annotated[str | None, _option("dtype", "auto|float32|bfloat16|float16")] = None,
     tp: Annotated[str | None, _option("tp", "auto|COUNT")] = None,
     experts: Annotated[str | None, _option("experts", "auto|tensor|expert")] = None,
-    pp: Annotated[str | None, _option("pp", "auto|1")] = None,
+    pp: Annotated[str | None, _option("pp", "auto|COUNT")] = None,
+    layers: Annotated[str | None, _option("layers", "auto|COUNT,...")] = None,
+    peers: Annotated[str | None, _option("peers", "auto|none")] = None,
+    replicas: Annotated[str | None, _option("replicas", "auto|COUNT", hidden=True)] = None,
     weights: Annotated[str | None, _option("weights", "auto|model|int8|nf4|fp8")] = None,
     kv_format: Annotated[str | None, _option("kv_format", "model|fp8|int8|k=F,v=F|auto")] = None,
     max_context: Annotated[str | None, _option("max_context", "auto|TOKENS")] = None,
@@ -51,6 +54,9 @@ def serve(
     allowed_origins: Annotated[str | None, _option("allowed_origins", "URL,...")] = None,
     require_key: Annotated[
         bool | None, typer.Option("--require-key", help=describe("require_key"), show_default=False)
+    ] = None,
+    disaggregate: Annotated[
+        bool | None, typer.Option("--disaggregate", help=describe("disaggregate"), show_default=False)
     ] = None,
     fallback: Annotated[str | None, _option("fallback", hidden=True)] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print how it would be served, and stop.")] = False,

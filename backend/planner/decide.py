@@ -44,7 +44,7 @@ def decide(
         SettingError: something was asked for that this version or machine cannot do.
         OutOfMemoryError: the weights and one context do not fit the device.
     """
-    _check(settings, facts, machine)
+    check_settings(settings, facts, machine)
     targets = device_targets(settings, machine)
 
     device = _oldest(targets)
@@ -103,14 +103,14 @@ def settle(prepared: Prepared, machine: Machine) -> Plan:
         kv_format=str(layout.formats),
         tensor_parallel=len(draft.ranks),
         pipeline_stages=1,
-        ranks=_ranks(draft, machine, pages),
+        ranks=ranks_of_draft(draft, machine, pages),
         max_context=max_context,
         max_sequences=wishes.max_sequences,
         step_tokens=wishes.step_tokens,
         page_tokens=layout.groups[0].page_tokens,
         page_bytes=page_bytes,
         pages=pages,
-        token_bytes=_token_bytes(draft),
+        token_bytes=token_bytes(draft),
         host_pages=draft.host_pages,
         disk_bytes=disk_bytes,
         cache_dir=cache_dir,
@@ -123,7 +123,8 @@ def settle(prepared: Prepared, machine: Machine) -> Plan:
     )
 
 
-def _ranks(draft: Draft, machine: Machine, pages: int) -> tuple[Rank, ...]:
+def ranks_of_draft(draft: Draft, machine: Machine, pages: int) -> tuple[Rank, ...]:
+    """A draft's ranks with a pool of so many pages, numbered from 0."""
     return tuple(
         Rank(
             number,
@@ -145,7 +146,7 @@ def _memory(terms: Sequence[tuple[str, int]], kv: int) -> tuple[MemoryTerm, ...]
     return tuple(MemoryTerm(name, count) for name, count in (weights, ("kv", kv), *others))
 
 
-def _token_bytes(draft: Draft) -> int:
+def token_bytes(draft: Draft) -> int:
     """Over all ranks: KV heads that several ranks keep count for each."""
     layout = draft.wishes.layout
     return sum(rank_layout(layout, rank.facts.layers).bytes_per_token for rank in draft.ranks)
@@ -156,7 +157,7 @@ def _oldest(targets: Sequence[Target]) -> Target:
     return min(targets, key=lambda target: target.capability or (0, 0))
 
 
-def _check(settings: EngineSettings, facts: ModelFacts, machine: Machine) -> None:
+def check_settings(settings: EngineSettings, facts: ModelFacts, machine: Machine) -> None:
     """Refuses what cannot be obeyed whatever the memory."""
     counts = (
         ("--max-context", settings.max_context, 2),

@@ -13,7 +13,7 @@ from backend.planner.weight_choice import AUTO
 # Below this a chat is of no use: an automatic context that would be shorter is refused instead.
 SHORTEST_CONTEXT = 256
 # Of the free main memory, for pages: the machine is also somebody's desktop.
-_CPU_POOL_SHARE = 0.25
+CPU_POOL_SHARE = 0.25
 
 
 def holds_context(draft: Draft, tokens: int) -> bool:
@@ -74,7 +74,7 @@ def choose_pool(draft: Draft) -> tuple[int, str]:
     if draft.cuda:
         return draft.left // page_bytes, _gpu_reason(draft)
     wanted = draft.wishes.pages_of(settings.max_context or draft.wishes.facts.max_positions)
-    share = int(draft.ranks[0].target.free * _CPU_POOL_SHARE) // page_bytes
+    share = int(draft.ranks[0].target.free * CPU_POOL_SHARE) // page_bytes
     if settings.max_context is not None:
         share = max(share, wanted)
     pages = min(share, draft.wishes.max_sequences * wanted, draft.left // page_bytes)

@@ -81,5 +81,10 @@ def disk(settings: EngineSettings, page_bytes: int) -> tuple[int, str, str]:
             "Pages on disk lie in a folder of their own.",
             "Name one with --cache-dir.",
         )
+    if settings.role != "whole":
+        way = (
+            "Prompts' pages are handed over through" if settings.role == "prefill" else "Pages of prompts come through"
+        )
+        return asked, settings.cache_dir, f"{way} {settings.cache_dir}, up to {human_bytes(asked)} at a time."
     reason = f"Pages are kept on disk up to {human_bytes(asked)}, as --disk-cache asks."
     return asked, settings.cache_dir, reason

@@ -15,7 +15,7 @@ def decoder_layers(model: nn.Module, attention: Iterable[str]) -> tuple[str, ...
     of them is made of. Layers that run several times in a pass have no turn of their own.
     """
     runs = Counter(attention)
-    around = {name: _list_around(model, name) for name in runs}
+    around = {name: list_around(model, name) for name in runs}
     again = {around[name] for name, count in runs.items() if count > 1}
     lists = dict.fromkeys(path for path in around.values() if path is not None and path not in again)
     paths = [f"{path}.{name}" for path in lists for name, _ in model.get_submodule(path).named_children()]
@@ -28,7 +28,8 @@ def layer_parameters(model: nn.Module, layers: Sequence[str]) -> tuple[int, ...]
     return tuple(sum(one.numel() for one in model.get_submodule(path).parameters()) for path in layers)
 
 
-def _list_around(model: nn.Module, name: str) -> str | None:
+def list_around(model: nn.Module, name: str) -> str | None:
+    """The path of the outermost list of modules that the named one lies in."""
     parts = name.split(".")
     paths = (".".join(parts[:depth]) for depth in range(1, len(parts)))
     return next((path for path in paths if isinstance(model.get_submodule(path), nn.ModuleList)), None)

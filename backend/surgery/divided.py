@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from backend.parallel.group import Group
-from backend.surgery.linears import served_linears
+from backend.surgery.linears import ServedLinear, served_linears
 from backend.surgery.norm import ServedRMSNorm
 
 
@@ -95,10 +95,13 @@ def add_up(model: nn.Module, summed: frozenset[str], group: Group) -> None:
 
 
 def divide_vocabulary(model: Any, parts: Sequence[range], group: Group) -> None:
-    """After loading: gives the output layer its gather, and the embedding its sum, where they were divided."""
+    """After loading: gives the output layer its gather, and the embedding its sum, where they were divided.
+
+    Of a stage, one or both may be elsewhere.
+    """
     own = parts[group.rank]
     output, table = model.get_output_embeddings(), model.get_input_embeddings()
-    if output.weight.shape[0] == len(own):
+    if isinstance(output, ServedLinear) and output.weight.shape[0] == len(own):
         output.finish = Gather(parts, group)
     if isinstance(table, nn.Embedding) and table.num_embeddings == len(own):
         path = next(path for path, module in model.named_modules() if module is table)

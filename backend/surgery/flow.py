@@ -157,7 +157,7 @@ class FlowModel:
             elif are_own_experts(module):  # whole on every rank
                 vars(module)["forward"] = partial(self._own_experts, path)
             else:
-                _fill(path, module)
+                fill(path, module)
             if path in self._layers:
                 module.register_forward_pre_hook(partial(self._cut_off, path), with_kwargs=True)
         for norm in wide_norms(self.model, traced):
@@ -250,7 +250,7 @@ def _experts(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_wei
     return _numbers("experts", *hidden_states.shape)
 
 
-def _fill(path: str, module: nn.Module) -> None:
+def fill(path: str, module: nn.Module) -> None:
     """Gives a module's own parameters numbers: positive ones, so that no activation hides what flows through it."""
     for name, parameter in module._parameters.items():
         if parameter is None:

@@ -18,6 +18,7 @@ from backend.library.gguf_header import read_gguf_header
 from backend.library.header import TensorEntry
 from backend.surgery.gguf_names import gguf_names
 from backend.surgery.places import Places
+from backend.surgery.stage_cut import StageNames
 
 # Tensors that llama.cpp works out from the config and stores beside the weights.
 _DERIVED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -25,19 +26,22 @@ _DERIVED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short
 _PLAIN = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "F64": np.dtype("<f8")}
 
 
-def read_gguf(model: PreTrainedModel, files: ModelFiles) -> Callable[[Places, Callable[[int, int], None]], None]:
+def read_gguf(
+    model: PreTrainedModel, files: ModelFiles
+) -> Callable[[Places, Callable[[int, int], None], StageNames | None], None]:
     """Prepares reading for a model before surgery; the function returned fills the places of the operated model."""
     header = read_gguf_header(Path(files.weights[0]))
     processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config=model.config.to_dict())
     names = gguf_names(model, header.architecture, processor)
 
-    def read(places: Places, on_progress: Callable[[int, int], None]) -> None:
+    def read(places: Places, on_progress: Callable[[int, int], None], stage: StageNames | None = None) -> None:
         # Experts' gate and up arrive apart; transformers' processors put them together here.
         gathered: dict[str, dict[str, Tensor]] = {"tensors": {}}
-        total, done = sum(entry.bytes for entry in header.tensors), 0
+        tensors = [entry for entry in header.tensors if stage is None or _is_on(stage, names, entry.name)]
+        total, done = sum(entry.bytes for entry in tensors), 0
         on_progress(done, total)
         data = np.asarray(np.memmap(files.weights[0], dtype=np.uint8, mode="r"))
-        for entry in header.tensors:
+        for entry in tensors:
             if entry.name not in _DERIVED:
                 result = processor.process(
                     weights=_values(data, entry),
@@ -46,13 +50,35 @@ def read_gguf(model: PreTrainedModel, files: ModelFiles) -> Callable[[Places, Ca
                     parsed_parameters=gathered,
                 )
                 if result.name is not None:
-                    places.fill(_target(names, result.name, files), _tensor(result.weights))
+                    _fill(places, stage, _target(names, result.name, files), _tensor(result.weights))
             done += entry.bytes
             on_progress(done, total)
         for name, value in gathered["tensors"].items():
-            places.fill(name, value)
+            _fill(places, stage, name, value)
 
     return read
+
+
+def stage_gguf(model: PreTrainedModel, files: ModelFiles) -> Callable[[StageNames], frozenset[str]]:
+    """Prepares, for a model before surgery, asking which of the file's tensors a stage of it reads."""
+    header = read_gguf_header(Path(files.weights[0]))
+    processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config=model.config.to_dict())
+    names = gguf_names(model, header.architecture, processor)
+    every = tuple(entry.name for entry in header.tensors)
+    return lambda stage: frozenset(name for name in every if _is_on(stage, names, name))
+
+
+def _is_on(stage: StageNames, names: dict[str, str], name: str) -> bool:
+    """Whether a stage reads the file's tensor; one that belongs to no single place is read by all of them."""
+    # Experts' stacks are named without their ending.
+    target = names.get(name) or names.get(name.removesuffix(".weight"))
+    return target is None or stage.place(target) is not None
+
+
+def _fill(places: Places, stage: StageNames | None, name: str, value: Tensor) -> None:
+    place = name if stage is None else stage.place(name)
+    if place is not None:
+        places.fill(place, value)
 
 
 def _target(names: dict[str, str], name: str, files: ModelFiles) -> str:

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from backend.errors import BrokenModelError
+from backend.layer_span import LayerSpan
 from backend.library.files import ModelFiles
 from backend.parallel.division import Division
 from backend.parallel.group import Group
@@ -27,6 +28,10 @@ from backend.surgery.operate import operate
 from backend.surgery.places import Places
 from backend.surgery.rope import RopeLengths
 from backend.surgery.safetensors_weights import read_safetensors
+from backend.surgery.stage import ModelStage
+from backend.surgery.stage_cut import cut_stage, traced_stage
+from backend.surgery.stage_gates import Gates
+from backend.surgery.stage_probe import probe_stage
 from backend.surgery.store import held_bytes
 from backend.surgery.turns import take_turns
 from quant.weight_format import WeightFormat
@@ -59,6 +64,7 @@ def load_model(
     group: Group | None = None,
     stored: WeightFormat | None = None,
     hosted: Sequence[int] = (),
+    span: LayerSpan | None = None,
 ) -> ServedModel:
     """The model, ready to serve, with weights and activations in `dtype` on `device`.
 
@@ -68,13 +74,16 @@ def load_model(
     stored: a format other than the model's own, in which each linear is put as soon as it has been read.
     hosted: numbers of the layers (of `decoder_layers`) whose weights go to host memory: only after `stream_layers` can
     the model compute on another device.
+    span: for a stage: only these layers, and what of the model around them it needs, is read and has memory; `facts`
+    are then the stage's own, and attention slots are numbered within it.
 
     Raises:
-        UnsupportedModelError: a model that this version does not serve.
+        UnsupportedModelError: a model that this version does not serve, or not in stages.
         BrokenModelError: tensors are missing, unexpected, or of another shape than the config says.
     """
     config = read_config(files)
     facts, traced = trace_model(config)
+    cut = probe_stage(config, traced, span) if span is not None else None
     model = build(config, dtype)
     layers = decoder_layers(model, [layer.name for layer in traced.layers]) if hosted else ()
     divided = None
@@ -85,6 +94,14 @@ def load_model(
         divided = divide_model(model, config, traced, division, ranks)
         traced = divided.traced
         facts = own_facts(facts, traced)
+    stage = names = None
+    if cut is not None:
+        gates = Gates()
+        names = cut_stage(model, cut, gates)
+        traced = traced_stage(traced, cut)
+        facts = own_facts(facts, traced)
+        stage = ModelStage(cut.span, cut.layers, cut.shape, gates)
+        hosted = [number for number in hosted if f"{layers[number]}.".startswith(cut.inside)]
     hook.number_slots([model.get_submodule(layer.name) for layer in traced.layers])
     lengths = RopeLengths()
     regimes = operate(model, traced, lengths)
@@ -94,7 +111,7 @@ def load_model(
     arrivals = Arrivals(model, stored, device, away) if stored is not None else None
     materialize(model, device, arrivals.waits if arrivals else lambda module: False, away)
     places = Places(model, files.name, arrivals, divided and divided.tensors, divided.zeros if divided else frozenset())
-    read(places, on_progress)
+    read(places, on_progress, names)
     places.check_complete()
     if divided is not None:
         finish_division(model, divided)
@@ -109,4 +126,5 @@ def load_model(
         lengths=lengths,
         ranks=ranks,
         hosted=tuple(layers[number] for number in hosted),
+        stage=stage,
     )

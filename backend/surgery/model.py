@@ -12,6 +12,8 @@ from backend.parallel.quiet_group import QuietGroup
 from backend.planner.model_facts import ModelFacts
 from backend.surgery.context import AttentionContext
 from backend.surgery.rope import RopeLengths
+from backend.surgery.stage import ModelStage
+from backend.surgery.stage_gates import StageEnd
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class ServedModel:
         stream_bytes: what of `weights_bytes` are buffers, through which the hosted layers come.
         hosted: paths of the layers whose weights lie in host memory, in the order of their turns.
         ranks: the group that a divided model computes with; None for a whole one.
+        stage: for one stage of several, its place among them; None for all layers.
     """
 
     module: nn.Module
@@ -44,6 +47,22 @@ class ServedModel:
     ranks: QuietGroup | None = None
     hosted: tuple[str, ...] = ()
     stream_bytes: int = 0
+    stage: ModelStage | None = None
+
+    @property
+    def begins(self) -> bool:
+        """Whether it looks tokens up itself; else it needs hidden states with them."""
+        return self.stage is None or self.stage.span.begins
+
+    @property
+    def ends(self) -> bool:
+        """Whether it has logits; else it has hidden states."""
+        return self.stage is None or self.stage.span.ends
+
+    @property
+    def columns(self) -> int:
+        """Elements of one token's hidden states, as stages hand them on."""
+        return self.facts.hidden if self.stage is None else self.stage.columns
 
     def alone(self) -> AbstractContextManager[None]:
         """Inside, the other ranks of a divided model are not asked: for probes that each rank makes by itself."""
@@ -56,20 +75,31 @@ class ServedModel:
         rope_lengths: Tensor,
         rows: Tensor,
         context: AttentionContext,
+        hidden: Tensor | None = None,
     ) -> Tensor:
         """One pass over flat tokens [T] at positions [T]: float32 logits [len(rows), vocabulary] of the given rows.
 
         Of a divided model, all ranks call it with the same arguments; only the first gets logits, the others zeros.
 
         rope_lengths [T]: the length by which each token's length-dependent RoPE variant chooses its frequencies.
+        hidden [T, columns]: where a stage does not begin the model, what the one before has handed on, in the model's
+        dtype; only the first rank needs to have it. Where it does not end the model, it returns such itself, of all
+        tokens and the same on all ranks, which are valid until the next pass.
         """
         self.lengths.positions, self.lengths.lengths = positions, rope_lengths
         with torch.inference_mode():
-            out = self.module(
-                input_ids=tokens.unsqueeze(0),
-                position_ids=positions.unsqueeze(0),
-                use_cache=False,
-                logits_to_keep=rows,
-                context=context,
-            )
+            if self.stage is not None and not self.stage.span.begins:
+                self.stage.receive(hidden, tokens.shape[0], self.dtype, self.device, self.ranks)
+            try:
+                out = self.module(
+                    input_ids=tokens.unsqueeze(0),
+                    position_ids=positions.unsqueeze(0),
+                    use_cache=False,
+                    logits_to_keep=rows,
+                    context=context,
+                )
+            except StageEnd as end:
+                if self.stage is None:
+                    raise
+                return self.stage.hand_on(end, self.dtype)
             return out.logits[0].float()

@@ -80,26 +80,35 @@ def _use_processor_kernels(module: nn.Module, team: Team) -> None:
 
 
 def _fuse_layers(model: ServedModel, team: Team) -> None:
-    """Puts a FusedStack in the place of a list of layers, if the whole model then still computes the same."""
+    """Puts a FusedStack in the place of a list of layers, if the whole model then still computes the same.
+
+    Of a stage, in the place of its own layers: those around them, which compute nothing, keep theirs.
+    """
     from backend.surgery.stack import FusedStack
     from backend.surgery.stacked_layer import stacked_layer
 
     tokens = torch.arange(3)
+    hidden = torch.randn(3, model.columns, generator=torch.Generator().manual_seed(3)).to(model.dtype)
 
-    def logits() -> Tensor:
-        return model.forward(tokens, tokens, torch.full((3,), 3), tokens, EchoContext())
+    def answer() -> Tensor:
+        given = None if model.begins else hidden
+        return model.forward(tokens, tokens, torch.full((3,), 3), tokens, EchoContext(), given).clone()
 
     for path, layers in list(model.module.named_modules()):
         if not isinstance(layers, nn.ModuleList) or len(layers) < 1:
             continue
-        parts = [stacked_layer(layer) for layer in layers]
+        own = range(len(layers))
+        if model.stage is not None and path == model.stage.layers:
+            own = range(model.stage.span.first, model.stage.span.stop)
+        parts = [stacked_layer(layers[number]) for number in own]
         whole = [part for part in parts if part is not None]
         if len(whole) < len(parts) or len({tuple(part.widths().values()) for part in whole}) > 1:
             continue
-        before = logits()
-        model.module.set_submodule(path, nn.ModuleList([FusedStack(whole, team)]))
+        before = answer()
+        around = [*layers[: own.start], FusedStack(whole, team), *layers[own.stop :]]
+        model.module.set_submodule(path, nn.ModuleList(around))
         try:
-            same = torch.equal(logits(), before)
+            same = torch.equal(answer(), before)
         except (TypeError, AttributeError, IndexError, KeyError, RuntimeError):
             same = False
         if not same:

@@ -19,11 +19,13 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from backend.errors import BrokenModelError
 from backend.library.files import ModelFiles
+from backend.library.safetensors_header import read_safetensors_header
 from backend.surgery.cuts import Cut
 from backend.surgery.packings.packing import Packing
 from backend.surgery.packings.source import TensorSource
 from backend.surgery.packings.table import PACKINGS
 from backend.surgery.places import Places
+from backend.surgery.stage_cut import StageNames
 
 
 @dataclass(slots=True)
@@ -45,21 +47,59 @@ class _Reading:
 
 def read_safetensors(
     model: PreTrainedModel, files: ModelFiles, idle: tuple[str, ...] = ()
-) -> Callable[[Places, Callable[[int, int], None]], None]:
+) -> Callable[[Places, Callable[[int, int], None], StageNames | None], None]:
     """Prepares reading for a model before surgery; the function returned fills the places of the operated model.
 
     idle: paths of modules that are left out; what the files have of them is not read.
     """
+    source, reading = _prepared(model, files, idle)
+
+    def read(places: Places, on_progress: Callable[[int, int], None], names: StageNames | None = None) -> None:
+        own = reading if names is None else _of_stage(reading, names)
+        total = sum(Path(path).stat().st_size for path in files.weights)
+        if names is not None:
+            wanted = _stored_names(own, source)
+            total = sum(
+                entry.bytes for path in files.weights for entry in read_safetensors_header(Path(path))
+                if entry.name in wanted
+            )  # fmt: skip
+        _Reader(files, source, places, on_progress, total, names).read(own, model)
+
+    return read
+
+
+def stage_safetensors(
+    model: PreTrainedModel, files: ModelFiles, idle: tuple[str, ...]
+) -> Callable[[StageNames], frozenset[str]]:
+    """Prepares, for a model before surgery, asking which of the files' tensors a stage of it reads."""
+    source, reading = _prepared(model, files, idle)
+    return lambda names: _stored_names(_of_stage(reading, names), source)
+
+
+def _prepared(model: PreTrainedModel, files: ModelFiles, idle: tuple[str, ...]) -> tuple[TensorSource, _Reading]:
     with ExitStack() as stack:
         shards = [stack.enter_context(safe_open(path, framework="pt")) for path in files.weights]
         names = [name for shard in shards for name in shard.keys()]  # noqa: SIM118 - not a mapping
     source = TensorSource(names, _packing(model), files.name)
-    reading = _assign(model, source.names, files.name, idle)
+    return source, _assign(model, source.names, files.name, idle)
 
-    def read(places: Places, on_progress: Callable[[int, int], None]) -> None:
-        _Reader(files, source, places, on_progress).read(reading, model)
 
-    return read
+def _of_stage(reading: _Reading, names: StageNames) -> _Reading:
+    """What of it goes to places of the stage, under their names there; of tied tensors only one."""
+    direct: dict[str, str] = {}
+    for source, target in reading.direct.items():
+        place = names.place(target)
+        if place is not None and place not in direct.values():
+            direct[source] = place
+    # A converter may make tensors of other names, of the same layer; those that have no place here are left out then.
+    groups = {target: group for target, group in reading.groups.items() if names.place(target) is not None}
+    return _Reading(direct, groups)
+
+
+def _stored_names(reading: _Reading, source: TensorSource) -> frozenset[str]:
+    """The files' tensors that it is read from."""
+    wanted = [*reading.direct, *(name for group in reading.groups.values() for name, _ in group.sources)]
+    return frozenset(name for one in wanted for name in source.stored(one))
 
 
 def _packing(model: PreTrainedModel) -> Packing | None:
@@ -114,10 +154,17 @@ class _Reader:
     """Walks a _Reading with all shards open."""
 
     def __init__(
-        self, files: ModelFiles, source: TensorSource, places: Places, on_progress: Callable[[int, int], None]
+        self,
+        files: ModelFiles,
+        source: TensorSource,
+        places: Places,
+        on_progress: Callable[[int, int], None],
+        total: int,
+        names: StageNames | None,
     ) -> None:
+        """total: bytes that are to be read. names: of a stage, what of converted tensors has places."""
         self._files, self._source, self._places, self._on_progress = files, source, places, on_progress
-        self._total = sum(Path(path).stat().st_size for path in files.weights)
+        self._total, self._names = total, names
         self._done = 0
         self._shards: dict[str, Any] = {}
 
@@ -160,7 +207,9 @@ class _Reader:
         gathered = {pattern: [self._tensor(source) for source in own[pattern]] for pattern in own}
         made = _run(group.converter, gathered, target, model)
         for name, value in made.items():
-            self._places.fill(name, value[0] if isinstance(value, list) else value, cut=own is not names)
+            place = name if self._names is None else self._names.place(name)
+            if place is not None:
+                self._places.fill(place, value[0] if isinstance(value, list) else value, cut=own is not names)
 
 
 def _span(cut: Cut | None) -> tuple[int, range] | None:

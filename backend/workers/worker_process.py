@@ -159,13 +159,14 @@ class Worker:
         except DeviceLostError:
             raise
         except Exception as error:  # noqa: BLE001 - the engine finds the request that is to blame
-            return StepFailed(_explanation(error), rank.collectives, tuple(rank.transfers_done(0.0)))
+            return StepFailed(explanation(error), rank.collectives, tuple(rank.transfers_done(0.0)))
         finally:
             self._heart.step_ends()
         return StepDone(results, rank.collectives, tuple(rank.transfers_done(0.0)))
 
 
-def _explanation(error: BaseException) -> str:
+def explanation(error: BaseException) -> str:
+    """Of an exception, for people: its kind and first line, not longer than a message should be."""
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return text[:MESSAGE_CHARACTERS]
@@ -188,7 +189,7 @@ def main(arguments: list[str], open_rank: OpenRank) -> None:
         leave(0)
     except Exception as error:  # noqa: BLE001 - the edge of the process: the engine tells the server why it ended
         traceback.print_exc()
-        heart.tell(Broken(str(error) if isinstance(error, DeviceLostError) else _explanation(error)))
+        heart.tell(Broken(str(error) if isinstance(error, DeviceLostError) else explanation(error)))
         leave(1)
     leave(0)
 

@@ -50,16 +50,18 @@ class DiskTier:
         namespace: bytes,
         model: str,
         shapes: tuple[PageShape, ...],
+        writes: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Reads the folder's index, and evicts what is over the budget. Owns the folder from now on.
 
-        budget: most bytes of all records in the folder; shapes: of a page of each cache group; clock: in seconds.
+        budget: most bytes of all records in the folder; shapes: of a page of each cache group; writes: whether it ever
+        becomes the one that writes; clock: in seconds.
         Raises ValueError for a secret or namespace that no record can have.
         """
         RecordHeader.make(bytes(32), namespace, b"", shapes[0])
         self._folder, self._budget, self._signer, self._clock = folder, budget, Signer(secret), clock
-        self._namespace, self._model, self.shapes = namespace, model, shapes
+        self._namespace, self._model, self.shapes, self._may_write = namespace, model, shapes, writes
         self._guard = threading.Lock()
         self._records: OrderedDict[PageKey, _Entry] = OrderedDict()
         self._bytes = self._last_use = 0
@@ -73,10 +75,19 @@ class DiskTier:
 
     @classmethod
     def open(
-        cls, path: Path, budget: int, *, secret: bytes, namespace: bytes, model: str, shapes: tuple[PageShape, ...]
+        cls,
+        path: Path,
+        budget: int,
+        *,
+        secret: bytes,
+        namespace: bytes,
+        model: str,
+        shapes: tuple[PageShape, ...],
+        writes: bool = True,
     ) -> DiskTier:
         """A tier in the folder at `path`, which is made where there is none. Raises CacheFolderError as it does."""
-        return cls(RecordFolder(path), budget, secret=secret, namespace=namespace, model=model, shapes=shapes)
+        folder = RecordFolder(path)
+        return cls(folder, budget, secret=secret, namespace=namespace, model=model, shapes=shapes, writes=writes)
 
     def __contains__(self, key: PageKey) -> bool:
         return key in self._records
@@ -194,7 +205,7 @@ class DiskTier:
     def _look(self) -> None:
         """Becomes the writer if it may, and takes the folder for what it now is."""
         self._look_again = self._clock() + BACK_OFF_SECONDS
-        writer = self._folder.lock()
+        writer = self._may_write and self._folder.lock()
         if writer:
             self._folder.remove_unfinished()
             with contextlib.suppress(OSError):

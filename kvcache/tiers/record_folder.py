@@ -100,6 +100,15 @@ class RecordFolder:
                 with contextlib.suppress(OSError), self._subfolder(name) as inside:
                     os.unlink(entry.name, dir_fd=inside)
 
+    def has(self, key: PageKey) -> bool:
+        """Whether there is something under this key's name; what it is, reading it says."""
+        name = key.hex()
+        try:
+            os.stat(f"{name[:2]}/{name}", dir_fd=self._root, follow_symlinks=False)
+        except OSError:
+            return False
+        return True
+
     @contextlib.contextmanager
     def open(self, key: PageKey) -> Iterator[tuple[int, int]]:
         """A record to read: its file descriptor and its bytes. Raises OSError also for what is not a file."""

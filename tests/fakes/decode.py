@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from backend.parallel.group import Group
-from backend.surgery.model import ServedModel
+from backend.planner.model_facts import ModelFacts
 from tests.fakes.attention_context import PlainAttentionContext, SequenceCache
+
+
+class Decoded(Protocol):
+    """What is asked of a ServedModel here."""
+
+    @property
+    def facts(self) -> ModelFacts: ...
+
+    @property
+    def recompute_lengths(self) -> Sequence[int]: ...
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, rope_lengths: Tensor, rows: Tensor, context: PlainAttentionContext, /
+    ) -> Tensor: ...
 
 
 @dataclass
@@ -20,7 +37,7 @@ class _Progress:
 
 
 def decode(
-    model: ServedModel,
+    model: Decoded,
     prompts: list[list[int]],
     count: int,
     *,
@@ -39,7 +56,7 @@ def decode(
     return [one.tokens[len(one.prompt) :] for one in running]
 
 
-def _step(model: ServedModel, live: list[_Progress], chunk: int, zeroed_slot: int | None, group: Group | None) -> None:
+def _step(model: Decoded, live: list[_Progress], chunk: int, zeroed_slot: int | None, group: Group | None) -> None:
     parts, tokens, positions, lengths, rows, sampled = [], [], [], [], [], []
     for one in live:
         if any(one.computed == limit and len(one.tokens) > limit for limit in model.recompute_lengths):

@@ -91,7 +91,7 @@ class FakeEngine:
         yield Start(request.id, self._cached(request))
         sampling = request.sampling
         room = (self.max_context or 0) - len(request.prompt)
-        for index in range(min(sampling.max_tokens, room)):
+        for index in range(len(request.prior), min(sampling.max_tokens, room)):
             if index == self.fail_after:
                 yield self.end or End(request.id, "error", "the logits were not numbers")
                 return

@@ -27,6 +27,7 @@ NAMES = {
 _WORDS = {
     "--device": "device",
     "--tp": "tensor_parallel",
+    "--pp": "pipeline_stages",
     "--experts": "experts",
     "--weights": "weights",
     "--kv-format": "kv_format",

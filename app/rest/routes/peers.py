@@ -7,7 +7,7 @@ import asyncio
 from fastapi import APIRouter, Response
 from msgspec import json
 
-from app.peer_news import read_peers
+from app.peer_news import peers_now
 from app.rest.context import RestContext
 
 
@@ -18,6 +18,6 @@ def peers_router(context: RestContext) -> APIRouter:
     async def peers() -> Response:
         """This machine and its peers, with the stages that this server's engines have there."""
         plans = {name: plan for name, served in context.models if (plan := served.engine.plan) is not None}
-        return Response(json.encode(await asyncio.to_thread(read_peers, plans)), media_type="application/json")
+        return Response(json.encode(await asyncio.to_thread(peers_now, plans)), media_type="application/json")
 
     return router

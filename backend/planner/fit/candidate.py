@@ -14,9 +14,12 @@ from backend.hardware.cluster import Cluster
 from backend.library.files import ModelFiles
 from backend.planner.fit.ask import FitAsk
 from backend.planner.fit.known_model import KnownModel
-from backend.planner.fit.replica import Replica, alike, planned, served
+from backend.planner.fit.replica import Replica, alike, planned, served, staged
 from backend.planner.fit.shape import Shape
 from backend.planner.ranks import USEFUL_CONTEXT
+from backend.planner.staged.draft import StagedDraft
+from backend.planner.staged.placing import draft_stages
+from backend.planner.staged.site import sites_of
 
 # What an engine computes in a step unless it is asked for more.
 _USUAL_SEQUENCES = {True: 256, False: 64}
@@ -116,7 +119,8 @@ def _settings(asked: Question, shape: Shape, weights: str, kv_format: str, hoste
     return replace(
         plain_settings(asked, cuda, asked.users(shape.replicas)),
         device="auto" if cuda or not machine.gpus else "cpu",
-        tensor_parallel=shape.tensor if cuda else None,
+        tensor_parallel=shape.tensor if cuda and not shape.free else None,
+        pipeline_stages=shape.stages if shape.stages > 1 and shape.replicas == 1 else None,
         experts=shape.experts,
         weights=weights,
         kv_format=kv_format,
@@ -139,10 +143,11 @@ def _ladder(asked: Question, first: Candidate) -> Iterator[int]:
 def _pools(asked: Question, first: Candidate) -> Iterator[EngineSettings]:
     """A processor's pool with room for what was asked, and some to spare where there is memory for it."""
     replica = first.replicas[0]
-    draft = replica.first
+    draft = replica.staged or replica.first
+    left = int(draft.room) * draft.page_bytes if isinstance(draft, StagedDraft) else draft.left
     needed = replica.pages_of(asked.context) * asked.users(first.shape.replicas) * draft.page_bytes
-    if draft.left >= needed:
-        yield replace(first.settings, kv_pool=min(draft.left, int(needed * _SPARE)))
+    if left >= needed:
+        yield replace(first.settings, kv_pool=min(left, int(needed * _SPARE)))
 
 
 def _equal(asked: Question, shape: Shape) -> bool:
@@ -157,8 +162,12 @@ def _equal(asked: Question, shape: Shape) -> bool:
 
 def _replicas(asked: Question, shape: Shape, settings: EngineSettings, weights: str) -> tuple[Replica, ...]:
     machines = asked.cluster.machines
-    if shape.own and not asked.model.unserved and not asked.model.states:
-        return (served(settings, asked.model, machines[0], weights),)
+    if not asked.model.unserved and not asked.model.states:
+        if shape.own:
+            return (served(settings, asked.model, machines[0], weights),)
+        if settings.pipeline_stages is not None:
+            sites = sites_of(asked.cluster)
+            return (staged(draft_stages(settings, asked.model.facts, sites, shape.stages, weights)),)
     users = asked.users(shape.replicas)
     made: dict[object, Replica] = {}
     found: list[Replica] = []

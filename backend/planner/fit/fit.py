@@ -36,7 +36,7 @@ def fit(model: KnownModel, cluster: Cluster, ask: FitAsk) -> FitReport:
     asked = Question(model, cluster, resolve(model, ask))
     if asked.ask.engine == "vllm":
         bench = VllmBench(asked)
-        every = shapes(cluster, Division(model.facts))
+        every = [shape for shape in shapes(cluster, Division(model.facts)) if not shape.free]
         entries = [Subject(plan, shape) for shape in every for plan in bench.of_shape(shape)]
         return _report(asked, bench, entries, None)
     return _shardwise(replace(asked, model=as_served(model, asked.context)))

@@ -24,7 +24,7 @@ def fit_plan(asked: Question, one: Judged, cost: Cost | None, plain: bool = Fals
     return FitPlan(
         replicas=made.shape.replicas,
         stages=made.shape.stages,
-        tensor=made.shape.tensor,
+        tensor=len(first.ranks) if made.shape.free else made.shape.tensor,
         experts=first.shares.experts,
         weights=made.weights,
         kv_format=made.kv_format,

@@ -11,6 +11,7 @@ def serve_options(settings: EngineSettings) -> tuple[str, ...]:
     pairs: tuple[tuple[str, str | int | None], ...] = (
         ("--device", None if settings.device == "auto" else settings.device),
         ("--tp", settings.tensor_parallel),
+        ("--pp", settings.pipeline_stages),
         ("--experts", None if settings.experts == "auto" else settings.experts),
         ("--weights", None if settings.weights == "model" else settings.weights),
         ("--kv-format", None if settings.kv_format == "model" else settings.kv_format),

@@ -38,10 +38,6 @@ def blocked(asked: Question, one: Judged) -> str:
         return "Some of its layers keep a state instead of keys and values, which this version does not serve."
     if shape.replicas > 1:
         return f"One server runs one replica: start {shape.replicas} of them, and share requests out between them."
-    machines = {seat.machine for seat in shape.seats[0]}
-    if shape.stages > 1:
-        where = f" on {len(machines)} machines" if len(machines) > 1 else ""
-        return f"This version divides layers over GPUs, and does not run {shape.stages} stages{where} yet."
     return "It does not fit."
 
 

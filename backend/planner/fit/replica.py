@@ -18,14 +18,16 @@ from backend.planner.decide import settle
 from backend.planner.draft import Draft, RankDraft, Wishes
 from backend.planner.fit.known_model import KnownModel
 from backend.planner.fit.shape import Seat
-from backend.planner.fit.stages import StagePart, cut, stage_layout
+from backend.planner.fit.stages import StagePart, cut
 from backend.planner.groups import group_link
 from backend.planner.plan import Plan
 from backend.planner.pool import choose_pool
 from backend.planner.prepare import prepare, wish
 from backend.planner.ranks import device_targets, on_cpu, roomiest
+from backend.planner.staged.draft import StagedDraft
+from backend.planner.staged.placing import Placed
 from backend.planner.target import Target, choose_target, gpu_targets
-from kvcache.layout import CacheLayout
+from kvcache.layout import CacheLayout, stage_layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class Replica:
         plan: what `decide` makes of it; None for what this version cannot run, and where it refuses.
         refused: why it does.
         reasons: sentences of those who chose.
+        staged: what several stages were placed as, where `serve` runs them.
     """
 
     seats: tuple[Seat, ...]
@@ -53,6 +56,7 @@ class Replica:
     plan: Plan | None = None
     refused: OutOfMemoryError | None = None
     reasons: tuple[str, ...] = ()
+    staged: StagedDraft | None = None
 
     @property
     def first(self) -> Draft:
@@ -103,6 +107,22 @@ def served(settings: EngineSettings, model: KnownModel, machine: Machine, weight
     pages = plan.pages if plan else pool_pages(draft)
     reasons = plan.reasons if plan else prepared.reasons[0][:1]
     return Replica((seat,), (draft,), whole, draft.wishes.layout, pages, 0, 0, plan, refused, reasons)
+
+
+def staged(placed: Placed) -> Replica:
+    """Several stages as `serve --pp` would have them.
+
+    Raises SettingError for what cannot be obeyed.
+    """
+    plan, refused = None, None
+    try:
+        plan = placed.settle()
+    except OutOfMemoryError as error:
+        refused = error
+    made = placed.staged
+    pages = plan.pages if plan else made.pages
+    reasons = plan.reasons if plan else placed.explained.before
+    return Replica(made.seats, made.drafts, made.parts, made.wishes.layout, pages, 0, 0, plan, refused, reasons, made)
 
 
 def planned(

@@ -26,11 +26,13 @@ class Shape:
         seats: of each replica, of each of its stages.
         experts: how they are divided; "auto" leaves it to the planner.
         own: whether this is what `shardwise serve` would make of the first machine with --tp alone.
+        free: whether each stage's ranks are left to the planner: machines that have unlike counts of GPUs.
     """
 
     seats: tuple[tuple[Seat, ...], ...]
     experts: Literal["auto", "tensor", "expert"] = "auto"
     own: bool = False
+    free: bool = False
 
     @property
     def replicas(self) -> int:

@@ -38,7 +38,7 @@ class Division:
 def shapes(cluster: Cluster, division: Division) -> list[Shape]:
     """Every shape, those that `serve` could take first, none twice."""
     found: dict[tuple[object, ...], Shape] = {}
-    for shape in (*_own(cluster.machines[0], division), *_many(cluster, division)):
+    for shape in (*_own(cluster.machines[0], division), *_many(cluster, division), *_unlike(cluster, division)):
         found.setdefault((shape.seats, shape.experts), shape)
     return list(found.values())
 
@@ -69,6 +69,15 @@ def _many(cluster: Cluster, division: Division) -> Iterator[Shape]:
                 yield Shape((tuple(seats[:stages]),))
             if most > 1 and (stages == 1 or not _joined_well(cluster, ranks * stages)):
                 yield Shape(tuple(tuple(seats[first * stages : (first + 1) * stages]) for first in range(most)))
+
+
+def _unlike(cluster: Cluster, division: Division) -> Iterator[Shape]:
+    """A stage on each machine with all of its GPUs, where they have unlike counts of them."""
+    counts = [len(machine.gpus) for machine in cluster.machines]
+    if len(set(counts)) == 1 or not all(counts) or len(counts) > min(_layers(division.facts), _MOST_STAGES):
+        return
+    if not division.even:
+        yield Shape((tuple(Seat(number, tuple(range(count))) for number, count in enumerate(counts)),), free=True)
 
 
 def _ranks(cluster: Cluster, division: Division) -> list[int]:

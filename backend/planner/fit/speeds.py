@@ -32,6 +32,8 @@ def speed_of(asked: Question, made: Candidate) -> Speed:
 def work_of(asked: Question, made: Candidate) -> Work:
     """What a step of the candidate reads, multiplies and sends."""
     replica = made.replicas[0]
+    if replica.staged is not None:
+        return replica.staged.work
     works = [draft.work for draft in replica.drafts]
     states = sum(layers.count for layers in asked.model.states)
     stages = [work.stages[0] for work in works]

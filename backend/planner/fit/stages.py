@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from backend.planner.model_facts import ModelFacts
-from kvcache.layout import CacheLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +52,30 @@ def cut(facts: ModelFacts, weights: int, element: int, rooms: Sequence[float]) -
 
     Raises ValueError where a stage would have no layer that keeps K and V.
     """
-    layers = layer_counts(facts)
     head, tail = _ends(facts)
-    inside = max(0, weights - _outside(facts) * element)
-    held = [inside * parameters // max(1, sum(layers)) for parameters in layers]
-    edges = _edges(held, head * element, tail * element, rooms)
+    edges = _edges(_held(facts, weights, element), head * element, tail * element, rooms)
+    return cut_at(facts, weights, element, edges)
+
+
+def cut_at(facts: ModelFacts, weights: int, element: int, edges: Sequence[int]) -> tuple[StagePart, ...]:
+    """Stages between these edges, the first of which is 0 and the last the count of layers.
+
+    weights, element: as `cut`'s.
+
+    Raises ValueError where a stage would have no layer that keeps K and V.
+    """
+    held = _held(facts, weights, element)
     parts = tuple(_part(facts, first, stop, held, element) for first, stop in pairwise(edges))
     if not all(part.slots for part in parts):
-        raise ValueError(f"{len(layers)} layers cannot be cut into {len(rooms)} stages")
+        raise ValueError(f"{len(held)} layers cannot be cut into {len(parts)} stages")
     return parts
 
 
-def stage_layout(layout: CacheLayout, slots: range) -> CacheLayout:
-    """The model's layout with these slots only, numbered anew: a page holds as many positions as anywhere."""
-    groups = (
-        replace(group, slots=tuple(slot - slots.start for slot in group.slots if slot in slots))
-        for group in layout.groups
-    )
-    return replace(layout, groups=tuple(group for group in groups if group.slots))
+def _held(facts: ModelFacts, weights: int, element: int) -> list[int]:
+    """Bytes of every layer, once stored."""
+    layers = layer_counts(facts)
+    inside = max(0, weights - _outside(facts) * element)
+    return [inside * parameters // max(1, sum(layers)) for parameters in layers]
 
 
 def _ends(facts: ModelFacts) -> tuple[int, int]:

@@ -42,7 +42,7 @@ def _ways(judge: Judge, asked: Question, subject: Subject) -> Iterator[WayOut]:
     yield from _smaller_weights(judge, asked, subject)
     yield from _hosted(judge, asked, subject)
     for what, option, wider, plan in more_hardware(judge, asked, subject):
-        yield WayOut(what, option, gives(wider, plan) + (f"; {plan.blocked}" if plan.stages > 1 else ""))
+        yield WayOut(what, option, gives(wider, plan))
     yield _smaller_model(asked, subject)
 
 

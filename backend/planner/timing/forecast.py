@@ -31,7 +31,7 @@ class Forecast:
         """
         steps = max(1, math.ceil(prompt / self.pace.step_tokens))
         times = self._stage_seconds(Load(0.0, 0.0, prompt / steps, prompt / 2, 1 / steps), outlook)
-        return sum(times) + (steps - 1) * max(times) + steps * self.pace.step
+        return sum(times) + self._latency + (steps - 1) * max(times) + steps * self.pace.step
 
     def token(self, sequences: int, positions: float, outlook: Outlook = "likely") -> float:
         """From token to token of each of so many sequences of one replica, which have so many positions.
@@ -56,7 +56,7 @@ class Forecast:
         """What a step in which all sequences get a token waits for, over all stages."""
         groups = min(len(self._stages), max(1, sequences))
         load = _decoding(sequences / groups, positions)
-        sent = (len(self._stages) - 1) * self._sent(load)
+        sent = sum(self._sent(load, number) for number in range(len(self._stages))) + self._latency
         whole = StepTime(0.0, 0.0, sent, self.pace.step + self.pace.sequence * load.sequences)
         for stage in self._stages:
             whole = whole + stage_time(stage, load, self._setting("likely"))
@@ -67,18 +67,29 @@ class Forecast:
         times = self._stage_seconds(load, outlook)
         stalled = 1 + _STALLED * (groups - 1)
         overhead = groups * (self.pace.step + self.pace.sequence * load.sequences)
-        return max(sum(times), groups * max(times)) * stalled + overhead
+        return max(sum(times) + self._latency, groups * max(times)) * stalled + overhead
 
     def _stage_seconds(self, load: Load, outlook: Outlook) -> list[float]:
         """Each stage's, with what handing on to the next takes."""
-        sent, last, setting = self._sent(load), len(self._stages) - 1, self._setting(outlook)
+        setting = self._setting(outlook)
         return [
-            stage_time(stage, load, setting).seconds + (sent if number < last else 0.0)
+            stage_time(stage, load, setting).seconds + self._sent(load, number)
             for number, stage in enumerate(self._stages)
         ]
 
-    def _sent(self, load: Load) -> float:
-        return send_seconds(self.work.between, int(load.rows * self.work.hidden * self.work.element))
+    def _sent(self, load: Load, stage: int) -> float:
+        """What handing on takes of a stage's time; the last one hands nothing on."""
+        if stage == len(self._stages) - 1:
+            return 0.0
+        count = int(load.rows * self.work.hidden * self.work.element)
+        if self.work.ways:
+            return count / (self.work.ways[stage].reached * 1e9)
+        return send_seconds(self.work.between, count)
+
+    @property
+    def _latency(self) -> float:
+        """What a batch is under way for while no stage works on it."""
+        return sum(way.latency for way in self.work.ways) + self.work.returned
 
     def _setting(self, outlook: Outlook) -> Setting:
         work = self.work

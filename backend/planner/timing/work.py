@@ -58,6 +58,8 @@ class Work:
     Attributes:
         stages: in their order.
         between: the slowest way from one stage to the next; None for one stage.
+        ways: each of them, where batches under way hide how long a message takes; then `between` is not looked at.
+        returned: seconds from the last stage back to the engine, and from there to the first one.
         hidden: size of a hidden state.
         element: bytes of an element of what is sent and added up.
         number: what weights are multiplied as; a device that has none of that kind widens them to bf16.
@@ -72,3 +74,5 @@ class Work:
     number: NumberKind = "bf16"
     replicas: int = 1
     experts: int = 0
+    ways: tuple[Network, ...] = ()
+    returned: float = 0.0

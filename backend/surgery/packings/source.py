@@ -35,6 +35,10 @@ class TensorSource:
         """Whether the tensor is made of several of the files'."""
         return name in self._parts
 
+    def stored(self, name: str) -> tuple[str, ...]:
+        """The files' tensors that it is made of."""
+        return tuple(self._parts[name].values()) if name in self._parts else (name,)
+
     def tensor(self, name: str, read: Callable[[str], Tensor]) -> Tensor:
         """The tensor of that name; `read` gives those of the files.
 

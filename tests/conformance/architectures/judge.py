@@ -30,6 +30,7 @@ class Way:
     attention: tuple[float, ...]
     mlp: tuple[float, ...]
     experts: Literal["tensor", "expert"] = "tensor"
+    stages: int = 1
 
 
 WAYS = (
@@ -38,6 +39,12 @@ WAYS = (
     Way("TP 3", (1.0, 1.0, 1.0), (2.0, 3.0, 2.0)),
     Way("EP 2", (1.0, 1.0), (1.0, 1.0), "expert"),
     Way("EP 3", (1.0, 1.0, 1.0), (1.0, 1.0, 1.0), "expert"),
+)
+STAGED_WAYS = (
+    WAYS[0],
+    Way("PP 2", (1.0,), (1.0,), stages=2),
+    Way("PP 3", (1.0,), (1.0,), stages=3),
+    Way("PP 2 x TP 2", (1.0, 1.0), (3.0, 2.0), stages=2),
 )
 
 
@@ -110,6 +117,7 @@ def _job(files: ModelFiles, way: Way) -> Job:
         prompts=tuple(map(tuple, prompts())),
         count=COUNT,
         generation=f"{Path(files.folder).name}-{way.title.replace(' ', '-')}",
+        stages=way.stages,
     )
 
 

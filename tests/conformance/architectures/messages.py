@@ -21,6 +21,7 @@ class Job(msgspec.Struct, frozen=True):
         attention, mlp: as in Division, a part for each rank; one part is a model that is not divided.
         experts: "tensor" or "expert", as there.
         generation: of the ranks' group, new for each job.
+        stages: into how many each rank cuts its part, one after the other.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Job(msgspec.Struct, frozen=True):
     prompts: tuple[tuple[int, ...], ...]
     count: int
     generation: str
+    stages: int = 1
 
     @property
     def files(self) -> ModelFiles:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -12,12 +13,15 @@ import torch
 from torch import Tensor
 
 from backend.errors import UnsupportedModelError
+from backend.layer_span import LayerSpan
 from backend.parallel.division import Division
 from backend.parallel.group import Group
 from backend.parallel.open_group import open_group
-from backend.surgery.load import load_model
+from backend.surgery.describe import trace_model
+from backend.surgery.load import load_model, read_config
 from backend.surgery.model import ServedModel
 from tests.conformance.architectures.messages import Job, Reply
+from tests.conformance.architectures.staged import StagedModel, even_spans
 from tests.fakes.attention_context import PlainAttentionContext, SequenceCache
 from tests.fakes.decode import decode
 
@@ -49,17 +53,30 @@ def _answer(job: Job, rank: int, folder: Path) -> Reply:
 
 
 def _answer_in(job: Job, division: Division | None, group: Group | None) -> Reply:
-    model = load_model(
-        job.files, dtype=torch.float32, device=torch.device("cpu"), on_progress=lambda done, total: None,
-        division=division, group=group,
-    )  # fmt: skip
+    model = _load(job, division, group)
     tokens = decode(model, [list(prompt) for prompt in job.prompts], job.count, chunk=_CHUNK, group=group)
     logits = [_logits(model, torch.tensor(prompt)).numpy().tobytes() for prompt in job.prompts]
     first = division is None or division.rank == 0  # the others have zeros
     return Reply("answered", tokens=tokens, logits=logits if first else [], held=model.weights_bytes)
 
 
-def _logits(model: ServedModel, tokens: Tensor) -> Tensor:
+def _load(job: Job, division: Division | None, group: Group | None) -> ServedModel | StagedModel:
+    def load(span: LayerSpan | None) -> ServedModel:
+        return load_model(
+            job.files, dtype=torch.float32, device=torch.device("cpu"), on_progress=lambda done, total: None,
+            division=division, group=group, span=span,
+        )  # fmt: skip
+
+    if job.stages == 1:
+        return load(None)
+    facts = trace_model(read_config(job.files))[0]
+    stages = [load(span) for span in even_spans(facts, job.stages)]
+    layers = tuple(layer for stage in stages for layer in stage.facts.layers)
+    heads = tuple(heads for stage in stages for heads in stage.facts.heads)
+    return StagedModel(stages, replace(facts, layers=layers, heads=heads))
+
+
+def _logits(model: ServedModel | StagedModel, tokens: Tensor) -> Tensor:
     """[T, vocabulary] of all tokens in one pass."""
     length = tokens.shape[0]
     every = torch.arange(length)

@@ -25,6 +25,8 @@ from backend.planner.fit.known_model import KnownModel
 from backend.planner.fit.report import FitPlan, FitReport
 from backend.planner.fit.resolve import resolve
 from backend.planner.fit.shapes import Division, shapes
+from backend.planner.staged.placing import place_stages
+from backend.planner.staged.site import sites_of
 from tests.fakes.fit_models import FILES, cluster, known, settings_of
 from tests.fakes.machines import (
     GIB,
@@ -99,7 +101,8 @@ def test_decide_accepts_the_options_of_every_plan_that_fits(machine: str, model:
     for plan in report(it, MACHINES[machine], context=context, users=users, goal="cost").plans:
         if not plan.runnable:
             continue
-        decided = decide(settings_of(plan.options), it.facts, MACHINES[machine])
+        decided = place_stages(settings_of(plan.options), it.facts, sites_of(cluster(MACHINES[machine])))
+        assert decided.pipeline_stages == plan.stages
         assert (decided.tensor_parallel, decided.weight_format) == (plan.tensor, plan.weights)
         assert bytes_of(plan) == [{one.name: one.bytes for one in rank.memory if one.bytes} for rank in decided.ranks]
         if plan.verdict.kind in ("roomy", "fits"):
@@ -208,11 +211,29 @@ def test_what_is_too_large_names_the_term_and_its_bytes() -> None:
     assert worst.cost is None
 
 
-def test_stages_and_replicas_are_planned_and_not_run() -> None:
+@pytest.mark.parametrize(
+    "hardware", ["2 nodes of 2x RTX-3090, 10gbe", "1 node of 1x RTX-4090 and 1 node of 2x RTX-3090"]
+)
+@pytest.mark.parametrize("model", ["gemma", "30b-a3b"])
+def test_placing_accepts_the_options_of_every_plan_over_machines(hardware: str, model: str) -> None:
+    machines = parse_hardware(hardware)
+    it = replace(known(model), unserved="")
+    found = [plan for plan in fit(it, machines, FitAsk()).plans if plan.stages > 1 and plan.runnable]
+    assert any(len({device.machine for device in plan.devices}) > 1 for plan in found)
+    for plan in found:
+        decided = place_stages(settings_of(plan.options), it.facts, sites_of(machines))
+        assert (decided.pipeline_stages, decided.weight_format) == (plan.stages, plan.weights)
+        assert bytes_of(plan) == [{one.name: one.bytes for one in rank.memory if one.bytes} for rank in decided.ranks]
+        assert [device.stage for device in plan.devices] == [
+            number for number, stage in enumerate(decided.stages) for _ in range(stage.ranks)
+        ]
+
+
+def test_stages_are_run_and_replicas_are_not() -> None:
     found = fit(known("70b"), parse_hardware("2 nodes of 4x A100-80GB, ib-hdr"), FitAsk(goal="throughput"))
     stages = next(one for one in found.plans if one.stages == 2 and one.tensor == 4)
-    assert not stages.runnable
-    assert "2 stages on 2 machines" in stages.blocked
+    assert stages.runnable
+    assert stages.options == ("--tp", "4", "--pp", "2")
     assert {device.machine for device in stages.devices} == {0, 1}
     weights = [terms["weights"] for terms in bytes_of(stages)]
     whole = bytes_of(next(one for one in found.plans if one.stages == 1 and one.tensor == 4 and one.replicas == 1))

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backend.planner import memory
-from backend.planner.fit.stages import cut, stage_layout
-from kvcache.layout import build_layout
+from backend.planner.fit.stages import cut
+from kvcache.layout import build_layout, stage_layout
 from tests.fakes.fit_models import known
 
 

@@ -1,0 +1,161 @@
+"""The process of one rank of a stage: `python -m pipeline_ext.stage_process`, its first words on its standard input.
+
+It imports torch at once, while it waits for them, so that one may be kept warm. What it does then is `stage_worker`'s;
+how it ends with its engine, `engine_lines`'.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import os
+import queue
+import signal
+import socket
+import ssl
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from backend.errors import ShardwiseError
+from backend.executor import DeviceLostError
+from backend.parentage import die_with_parent
+from backend.workers.rank_work import StageWork
+from backend.workers.worker_process import explanation
+from pipeline_ext.dial import line_context
+from pipeline_ext.engine_lines import EngineLines, leave, open_lines
+from pipeline_ext.listening import bound_tcp, bound_unix
+from pipeline_ext.messages import Broken, LoadStage
+from pipeline_ext.stage_child import DIES_WITH_PARENT, StageStart, start_decoder
+from pipeline_ext.stage_links import StageLinks
+from pipeline_ext.stage_worker import Inbox, StageWorker
+
+MOST_WORDS_BYTES = 4096
+OpenRank = Callable[[], StageWork]
+
+
+def first_words() -> StageStart | None:
+    """From standard input; None where whoever started us has nothing for us any more."""
+    head = sys.stdin.buffer.read(4)
+    if len(head) < 4:
+        return None
+    length = int.from_bytes(head, "big")
+    if length > MOST_WORDS_BYTES:
+        raise ValueError(f"first words of {length} bytes")
+    return start_decoder.decode(sys.stdin.buffer.read(length))
+
+
+class _Begin(threading.Thread):
+    """Hears the first words and opens the lines, while the main thread imports."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        super().__init__(name="begin", daemon=True)
+        self._inbox = inbox
+        self.words: StageStart | None = None
+        self.lines: EngineLines | None = None
+
+    def run(self) -> None:
+        try:
+            self.words = first_words()
+            if self.words is None:
+                leave(0)
+            logging.getLogger("shardwise").info("works as %s", self.words.worker)
+            self.lines = open_lines(self.words, self._inbox.put)
+        except (OSError, ValueError, msgspec.MsgspecError, ShardwiseError) as error:
+            print(f"could not come to the engine: {error}", file=sys.stderr)
+            leave(1)
+
+
+class _Links:
+    """Opens a stage's links: on this machine by a socket beside the door's, to others with TLS."""
+
+    def __init__(self, words: StageStart, inbox: Inbox) -> None:
+        self._words, self._inbox = words, inbox
+        self._identity = Path(words.identity) if words.identity else None
+
+    def open(self, order: LoadStage) -> tuple[StageLinks, str]:
+        folder = Path(self._words.door).parent if self._words.door.startswith("/") else None
+        links = StageLinks(order.stage, order.secret, line_context(self._identity), folder, self._inbox.put)
+        places: list[str] = []
+        if order.accepts and folder is not None:
+            path = folder / f"link-{os.getpid()}.sock"
+            path.unlink(missing_ok=True)
+            places.append(links.listen(bound_unix(path), None))
+        if order.accepts and self._words.address and (context := self._server_context()) is not None:
+            places.append(links.listen(self._bound(), context))
+        if order.accepts and not places:
+            raise RuntimeError("a link is to come in, and there is nowhere to listen")
+        return links, " ".join(places)
+
+    def _bound(self) -> socket.socket:
+        return bound_tcp(self._words.address)
+
+    def _server_context(self) -> ssl.SSLContext | None:
+        if self._identity is None:
+            return None
+        from pipeline_ext.identity import read_identity, server_context
+
+        identity = read_identity(self._identity)
+        return None if identity is None else server_context(identity)
+
+
+def provided(order: LoadStage, on_progress: Callable[[str, int, int], None]) -> LoadStage:
+    """The order, with files that are on this machine."""
+    return order
+
+
+def main(arguments: list[str], open_rank: OpenRank) -> None:
+    """The process. `open_rank` is called when the engine may be heard already: imports take long."""
+    faulthandler.enable()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("shardwise").setLevel(logging.INFO)
+    # A terminal's Ctrl+C is the server's to interpret: it may want to drain first.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if DIES_WITH_PARENT in arguments:
+        die_with_parent()
+    inbox: Inbox = queue.SimpleQueue()
+    begin = _Begin(inbox)
+    begin.start()
+    try:
+        rank = open_rank()
+    except Exception:  # noqa: BLE001 - the edge of the process: the engine is told why it ended, if there is one yet
+        traceback.print_exc()
+        begin.join()
+        if begin.lines is not None:
+            begin.lines.end(Broken("its code could not be imported; its log says why"))
+        leave(1)
+    begin.join()
+    if begin.words is None or begin.lines is None:
+        leave(1)
+    _serve(begin.words, begin.lines, inbox, rank)
+
+
+def _serve(words: StageStart, lines: EngineLines, inbox: Inbox, rank: StageWork) -> None:
+    try:
+        StageWorker(inbox, lines, rank, _Links(words, inbox).open, provided).serve()
+    except Exception as error:  # noqa: BLE001 - the edge of the process: the engine is told why it ended
+        traceback.print_exc()
+        lines.end(Broken(str(error) if isinstance(error, DeviceLostError) else explanation(error)))
+
+
+def open_real_rank() -> StageWork:
+    """Imports torch and the model code, which takes seconds, before the engine orders anything."""
+    from backend.workers.model_rank import ModelRank
+
+    # What loading a model on a processor needs besides; harmless where it cannot be had.
+    with contextlib.suppress(ImportError):
+        import transformers.models.llama.modeling_llama  # noqa: F401
+
+        from backend.surgery import processor_kernels as _kernels
+
+        del _kernels
+    return ModelRank()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:], open_real_rank)
