@@ -9,12 +9,14 @@ from app.fit.columns import columns
 from app.fit.devices import device_lines, fullest, taken
 from app.fit.words import (
     BOUNDS,
+    JOINING,
     counted,
     dollars,
     formats,
     gib,
     layout,
     layout_in_words,
+    over_machines,
     rate,
     seconds,
     seconds_between,
@@ -217,8 +219,15 @@ def _command(report: FitReport, best: FitPlan, width: int) -> list[str]:
     """How to run it, so that it can be copied: lines that are too long go on behind a backslash, as shells read it."""
     if best.verdict.kind == "too large" or not runs(report, best):
         return []
-    first, *others = wrap(serve_command(report, best), width - 6, break_on_hyphens=False, break_long_words=False)
-    return ["run it with", " \\\n".join([f"  {first}", *(f"    {line}" for line in others)])]
+    commands = [_copied(serve_command(report, best), width)]
+    if not over_machines(best) or report.ask.engine == "vllm":
+        return ["run it with", *commands]
+    return [*wrap(f"first: {JOINING}", width), "then run it with", *commands]
+
+
+def _copied(command: str, width: int) -> str:
+    first, *others = wrap(command, width - 6, break_on_hyphens=False, break_long_words=False)
+    return " \\\n".join([f"  {first}", *(f"    {line}" for line in others)])
 
 
 def serve_command(report: FitReport, plan: FitPlan) -> str:

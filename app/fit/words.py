@@ -24,6 +24,8 @@ BOUNDS: Mapping[Bound, str] = MappingProxyType(
         "launch": "a step waits for kernels to be launched",
     }
 )
+# What has to be done before stages can be on several machines.
+JOINING = "`shardwise peers invite` on the first machine prints a line, which the others join with"
 # In the order in which a start takes them.
 _TERMS = ("weights", "kv", "activations", "graphs", "communication", "context", "libraries", "streaming")
 _SHORT: Mapping[str, str] = MappingProxyType(
@@ -80,9 +82,9 @@ def dollars(amount: float) -> str:
 
 
 def layout(plan: FitPlan) -> str:
-    """Tensor x stages x replicas, "e" where experts are whole: "8x2x1", "8ex1x1"; "cpu" for a processor."""
+    """Tensor x stages x replicas, "e" where experts are whole: "8x2x1", "8ex1x1"; "cpu" for one processor."""
     if plan.devices[0].gpu is None:
-        return "cpu"
+        return "cpu" if plan.stages * plan.replicas == 1 else f"cpux{plan.stages}x{plan.replicas}"
     return f"{plan.tensor}{'e' if plan.experts == 'expert' else ''}x{plan.stages}x{plan.replicas}"
 
 
@@ -97,6 +99,11 @@ def layout_in_words(plan: FitPlan) -> str:
         f"{plan.hosted} layers in host memory" if plan.hosted else "",
     ]
     return ", ".join(part for part in parts if part)
+
+
+def over_machines(plan: FitPlan) -> bool:
+    """Whether one copy of the model is on several machines."""
+    return plan.replicas == 1 and len({device.machine for device in plan.devices}) > 1
 
 
 def formats(plan: FitPlan) -> str:

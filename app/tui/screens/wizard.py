@@ -13,6 +13,7 @@ from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import Footer
 
+from app.fit.words import JOINING, over_machines
 from app.tui.daemon_thread import in_daemon_thread
 from app.tui.dependencies import WizardOutside
 from app.tui.fit.wishes import Wishes
@@ -317,7 +318,8 @@ A machine elsewhere is written like `2x RTX-3090 pcie` or `2 nodes of 4x A100-80
         elif not own:
             self._hand_over(" ".join(("vllm serve", report.model, *plan.options)), "vLLM is not started from here")
         elif not cluster.local:
-            self._hand_over(" ".join(("shardwise serve", report.model, *plan.options)), "That machine is elsewhere")
+            where = f"Machines join first: {JOINING}" if over_machines(plan) else "That machine is elsewhere"
+            self._hand_over(" ".join(("shardwise serve", report.model, *plan.options)), where)
         else:
             self.post_message(self.Use(self.wishes.model, plan.options))
 

@@ -12,7 +12,7 @@ from textual.message import Message
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from app.fit.words import BOUNDS, rate, seconds
+from app.fit.words import BOUNDS, JOINING, over_machines, rate, seconds
 from app.text_safety import clean, clean_line
 from app.tui.fit import words
 from app.tui.widgets.memory_bars import MemoryBars
@@ -117,7 +117,8 @@ def _figures(report: FitReport, plan: FitPlan) -> Content:
     lines += ["", *(f"• {clean(reason)}" for reason in plan.reasons if reason != plan.verdict.sentence)]
     lines += [f"• {clean(note)}" for note in report.notes]
     if plan.options or plan.runnable:
-        lines += ["", f"{serve} {clean_line(report.model, 200)} {options}".rstrip()]
+        joining = [JOINING, ""] if plan.runnable and over_machines(plan) else []
+        lines += ["", *joining, f"{serve} {clean_line(report.model, 200)} {options}".rstrip()]
     return Content("\n".join(lines))
 
 

@@ -87,7 +87,7 @@ class Drafter:
         parts = tuple(cuts[bool(seat.gpus)][stage] for stage, seat in enumerate(seats))
         sharing = Counter(seat.machine for seat in seats if not seat.gpus)
         drafts = tuple(
-            self._draft(grounds, seat, part, sharing[seat.machine], 2 - (stage in (0, len(seats) - 1)))
+            self._draft(grounds, seat, part, sharing[seat.machine], _links(stage, len(seats)))
             for stage, (seat, part) in enumerate(zip(seats, parts, strict=True))
         )
         return StagedDraft(self.sites, grounds.of(seats[0]), tuple(seats), parts, drafts)
@@ -99,7 +99,7 @@ class Drafter:
         """
         grounds = self.grounds([seat])
         part = cut_at(self.facts, grounds.of(seat).weights, grounds.element, edges)[stage]
-        return self._draft(grounds, seat, part, sharing, 2 - (stage in (0, len(edges) - 2)))
+        return self._draft(grounds, seat, part, sharing, _links(stage, len(edges) - 1))
 
     def grounds(self, seats: Sequence[Seat]) -> Grounds:
         targets = [target for seat in seats for target in self.targets(seat)]
@@ -140,6 +140,11 @@ class Drafter:
                 made = on_cpu(wishes, part_of_processor(machine, sharing), choose_target("cpu", machine)).draft
             self._drafts[key] = with_links(made, links)
         return self._drafts[key]
+
+
+def _links(stage: int, stages: int) -> int:
+    """Neighbours that a stage has."""
+    return (stage > 0) + (stage < stages - 1)
 
 
 def part_of_processor(machine: Machine, sharing: int) -> Machine:

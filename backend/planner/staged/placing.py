@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from msgspec.structs import replace as changed
 
 from backend.engine_settings import EngineSettings
-from backend.errors import OutOfMemoryError, SettingError
+from backend.errors import OutOfMemoryError, SettingError, ShardwiseError
 from backend.planner.decide import check_settings, decide
 from backend.planner.kv_choice import KVChoice
 from backend.planner.model_facts import ModelFacts
@@ -80,6 +80,26 @@ def place_stages(
     return _as_few_as_fit(settings, facts, sites, weights_bytes, measured, held)
 
 
+def place_elsewhere(settings: EngineSettings, facts: ModelFacts, sites: Sequence[Site]) -> Plan:
+    """A whole copy of the model on machines none of which is the head: as many stages as asked, else the fewest.
+
+    Raises SettingError or OutOfMemoryError where there is none that holds a useful context.
+    """
+    asked = stages_asked(settings)
+    most = min(MOST_STAGES, len(sites), len(facts.layers))
+    useful = settings.max_context or min(USEFUL_CONTEXT, facts.max_positions)
+    refused: ShardwiseError | None = None
+    for stages in (asked,) if asked else range(1, most + 1):
+        try:
+            plan = _first_format(settings, facts, sites, None, None, stages)
+        except (OutOfMemoryError, SettingError) as error:
+            refused = refused or error
+            continue
+        if plan.max_context >= useful:
+            return plan
+    raise refused or OutOfMemoryError("A copy of the model does not fit there.", "", "Use fewer --replicas.")
+
+
 def stages_asked(settings: EngineSettings) -> int | None:
     """How many stages were asked for; None where the plan may say."""
     return len(settings.stage_layers) or settings.pipeline_stages
@@ -94,7 +114,7 @@ def draft_stages(
     measured: KVChoice | None = None,
     why: str = "",
 ) -> Placed:
-    """The best way over so many stages, at least two, with weights in that format; what comes nearest where none fits.
+    """The best way over so many stages with weights in that format; what comes nearest where none fits.
 
     Raises SettingError where there are too few devices, or the model has too few layers or heads.
     """
@@ -260,6 +280,8 @@ def _count_reason(settings: EngineSettings, chosen: StagedDraft, sites: Sequence
     used = list(dict.fromkeys(seat.machine for seat in chosen.seats))
     where = f"{len(used)} machines" if len(used) > 1 else sites[used[0]].name
     asked = "as --layers asks" if settings.stage_layers else "as --pp asks" if settings.pipeline_stages else ""
+    if stages == 1:
+        return f"{where} has the whole model."
     return f"{stages} stages on {where} compute{', ' + asked if asked else ''}."
 
 

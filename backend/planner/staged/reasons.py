@@ -21,6 +21,8 @@ def speed(staged: StagedDraft) -> str:
     positions = PROMPT + ANSWER / 2
     stages = len(staged.drafts)
     alone, many = forecast.token(1, positions), forecast.token(stages, positions)
+    if stages == 1:
+        return f"A token is predicted to take {_time(alone)} alone."
     return (
         f"A token is predicted to take {_time(alone)} alone, and {_time(many)} with {stages} sequences, which keep "
         "all stages at work."
