@@ -79,9 +79,9 @@ class Flights:
         flight = self._flying.get(answer.number)
         if flight is None or worker in flight.answers or worker not in self._workers:
             raise ProtocolError(f"it answered step {answer.number}, which it was not asked")
-        if isinstance(answer, StageDone) and worker == self._crews[-1][0] and flight.samples:
-            if len(answer.results) != flight.slices:
-                raise ProtocolError(f"it has {len(answer.results)} results for {flight.slices} sequences")
+        samples = flight.samples and worker == self._crews[-1][0] and isinstance(answer, StageDone)
+        if samples and len(answer.results) != flight.slices:
+            raise ProtocolError(f"it has {len(answer.results)} results for {flight.slices} sequences")
         self._report(answer.over)
         flight.answers[worker] = answer
         if len(flight.answers) < len(self._workers):

@@ -1,4 +1,4 @@
-"""LinkTroubles: which links broke, how often, and whether that is to be acted on yet. A link's number is its sender's."""
+"""LinkTroubles: which links broke, how often, and whether to act on it yet. A link's number is its sender's stage."""
 
 from __future__ import annotations
 

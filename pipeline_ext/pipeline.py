@@ -88,7 +88,7 @@ class PipelineMachine:
         transport: Transport,
         cluster: Cluster,
         door: Door,
-        limits: PipelineLimits = PipelineLimits(),
+        limits: PipelineLimits,
     ) -> None:
         self._loads, self._transport, self._cluster = loads, transport, cluster
         self._door, self._limits = door, limits

@@ -54,7 +54,7 @@ class PipelineExecutor:
         self._machine, self._transport = machine, transport
         self._epoch = -1
         self._encoder = StepEncoder()
-        self._void = 0
+        self._in_flight = 0
         self._shown: Standing | None = None
         self._meter = DepthMeter(len(machine.crews), MOST_BATCHES)
         self._seen: OrderedDict[int, int] = OrderedDict()
@@ -83,15 +83,15 @@ class PipelineExecutor:
     @property
     def in_flight(self) -> int:
         """See Executor."""
-        return len(self._machine.flights) + self._void
+        return self._in_flight
 
     def begin(self, batch: Batch) -> None:
         """See Executor."""
         self._turn(0.0)
         machine = self._machine
+        self._in_flight += 1
         if machine.void or not machine.standing:
             machine.void = True
-            self._void += 1
             return
         if machine.epoch != self._epoch:
             # Every decoder begins anew with the epoch.
@@ -182,10 +182,11 @@ class PipelineExecutor:
         flight = None if self._is_broken() else machine.flights.complete()
         if flight is None:
             if self._is_broken() and machine.standing:
-                self._void = 0
+                self._in_flight = 0
                 raise PipelineBrokenError(machine.take_void())
             return None
         machine.flights.take()
+        self._in_flight -= 1
         if (error := flight.error) is not None:
             raise RuntimeError(error)
         if flight.samples and flight.tokens == flight.slices:

@@ -1,4 +1,4 @@
-"""StageLoads: what a pipeline has to know of its stages in order to bring one up anywhere. Who has the Plan makes it."""
+"""StageLoads: what a pipeline has to know of its stages in order to bring one up anywhere. Made of the Plan."""
 
 from __future__ import annotations
 
