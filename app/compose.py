@@ -85,7 +85,7 @@ def compose_server(
     listener: socket.socket,
     keys: KeyStore,
     engine_log: Path | None,
-    engine_command: Sequence[str] = ENGINE_COMMAND,
+    engine_command: Sequence[str] | None = None,
     cache_secret: bytes = b"",
 ) -> ServerProcess:
     """The server of one model, not running yet. `cache_secret` signs pages on disk and separates those of API keys.
@@ -102,7 +102,7 @@ def compose_server(
 
     def supervised(engine: EngineSettings, name: str = "") -> EngineSupervisor:
         log = engine_log.with_stem(f"{engine_log.stem}-{name}") if engine_log and name else engine_log
-        return EngineSupervisor(engine, command=engine_command, log_file=log)
+        return EngineSupervisor(engine, command=engine_command or engine_program(engine), log_file=log)
 
     wanted = settings.engine(files, cache_secret)
     supervisor = disaggregated(wanted, supervised) if settings.disaggregate else supervised(wanted)
@@ -126,6 +126,15 @@ def compose_server(
         prepare=partial(_all, renderer.warm_up, watch.start),
         close=partial(_all, renderer.close, watch.close),
     )
+
+
+def engine_program(engine: EngineSettings) -> Sequence[str]:
+    """What an engine process runs: one that knows of stages only where there may be several."""
+    if not engine.peers and (engine.pipeline_stages or 1) == 1 and len(engine.stage_layers) < 2:
+        return ENGINE_COMMAND
+    from pipeline_ext.engine_process import STAGED_ENGINE_COMMAND
+
+    return STAGED_ENGINE_COMMAND
 
 
 async def _all(*calls: Callable[[], Awaitable[None]]) -> None:

@@ -31,12 +31,23 @@ class ProcessCluster:
     ) -> None:
         self._machine, self._log, self._command = machine, log, command
         self._guests = list(guests)
+        self._warm: list[tuple[int, StageChild]] = []
+        self._address = self._identity = ""
         # By the number of its log; a number is used again when its process has ended.
         self._children: dict[int, tuple[str, str, StageChild]] = {}
 
     @property
     def address(self) -> str:
         return ""
+
+    def keep_warm(self, count: int) -> None:
+        """Starts so many processes, which import what they need until they are wanted. Raises SpawnError."""
+        for _ in range(count):
+            self._warm.append(self._started(()))
+
+    def reach(self, address: str, identity: str) -> None:
+        """From now on processes may have neighbours on other machines; see StageStart."""
+        self._address, self._identity = address, identity
 
     def peers(self) -> tuple[Peer, ...]:
         machine = self._machine()
@@ -50,11 +61,10 @@ class ProcessCluster:
         if peer and peer not in self._guests:
             raise SpawnError(f"no machine is called {peer}")
         for worker in order.workers:
+            number, child = self._warm_one() if not order.environment else self._started(order.environment)
+            self._children[number] = peer, worker, child
             try:
-                number = self._free_number()
-                child = StageChild.spawn(dict(order.environment), rank_log(self._log, number), self._command)
-                self._children[number] = peer, worker, child
-                child.start(StageStart(worker, order.door, order.secret))
+                child.start(StageStart(worker, order.door, order.secret, self._address, self._identity))
             except OSError as error:
                 raise SpawnError(f"a process could not be started: {error}") from None
 
@@ -73,10 +83,26 @@ class ProcessCluster:
         self.kill(peer, tuple(worker for its, worker, _ in self._children.values() if its == peer))
 
     def close(self) -> None:
-        for _, _, child in self._children.values():
+        for child in (*(child for _, _, child in self._children.values()), *(child for _, child in self._warm)):
             child.kill()
         self._children.clear()
+        self._warm.clear()
+
+    def _warm_one(self) -> tuple[int, StageChild]:
+        while self._warm:
+            number, child = self._warm.pop(0)
+            if child.alive:
+                return number, child
+        return self._started(())
+
+    def _started(self, environment: tuple[tuple[str, str], ...]) -> tuple[int, StageChild]:
+        number = self._free_number()
+        try:
+            return number, StageChild.spawn(dict(environment), rank_log(self._log, number), self._command)
+        except OSError as error:
+            raise SpawnError(f"a process could not be started: {error}") from None
 
     def _free_number(self) -> int:
         living = {number for number, (_, _, child) in self._children.items() if child.alive}
+        living |= {number for number, _ in self._warm}
         return next(number for number in range(len(living) + 1) if number not in living)

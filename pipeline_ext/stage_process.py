@@ -11,20 +11,25 @@ import faulthandler
 import logging
 import os
 import queue
+import shutil
 import signal
 import socket
 import ssl
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from backend.errors import ShardwiseError
 from backend.executor import DeviceLostError
+from backend.library.locations import cache_home
 from backend.parentage import die_with_parent
+from backend.workers.meeting import Meeting
 from backend.workers.rank_work import StageWork
 from backend.workers.worker_process import explanation
 from pipeline_ext.dial import line_context
@@ -36,6 +41,8 @@ from pipeline_ext.stage_links import StageLinks
 from pipeline_ext.stage_worker import Inbox, StageWorker
 
 MOST_WORDS_BYTES = 4096
+# Nobody meets anew in a folder that is older.
+MEETING_SECONDS = 7 * 24 * 3600.0
 OpenRank = Callable[[], StageWork]
 
 
@@ -105,8 +112,29 @@ class _Links:
 
 
 def provided(order: LoadStage, on_progress: Callable[[str, int, int], None]) -> LoadStage:
-    """The order, with files that are on this machine."""
-    return order
+    """The order, with files and a meeting place that are on this machine. Raises ShardwiseError."""
+    load = order.load
+    if order.offer:
+        from pipeline_ext.tensor_fetch import obtain
+
+        files = obtain(load, order.span, order.offer, order.secret, on_progress)
+        load = replace(load, settings=replace(load.settings, files=files))
+    if len(load.plan.ranks) > 1:
+        load = replace(load, meeting=Meeting(str(meeting_folder(load.meeting.generation)), load.meeting.generation))
+    return replace(order, load=load)
+
+
+def meeting_folder(generation: str, root: Path | None = None) -> Path:
+    """Where the ranks of one stage meet: a private folder of this start's own. Those of long ago are removed."""
+    root = root or cache_home() / "stage-ranks"
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for old in root.iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - old.stat().st_mtime > MEETING_SECONDS:
+                shutil.rmtree(old, ignore_errors=True)
+    folder = root / generation
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
 
 
 def main(arguments: list[str], open_rank: OpenRank) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from backend.workers.worker_messages import Loading
 
-STAGES = ("read", "load", "pack", "warm up")
+STAGES = ("read", "fetch", "load", "pack", "warm up")
 
 
 class StartProgress:
