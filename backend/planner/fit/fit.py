@@ -72,7 +72,7 @@ def _report(asked: Question, judge: Judge, entries: list[Subject], serve: Subjec
         best=best(order),
         serve=next((number for number, plan in enumerate(order) if serve and plan is serve.plan), None),
         ways_out=ways_out(judge, asked, serve or _nearest(entries, served=asked.ask.engine == "shardwise")),
-        notes=notes(asked),
+        notes=notes(asked, order),
     )
 
 

@@ -108,7 +108,8 @@ def _peer(judge: Judge, asked: Question, subject: Subject, weights: str) -> Iter
     shape = Shape(((Seat(0, gpus), Seat(1, gpus)),))
     plan = judge.judge(shape, weights, subject.plan.kv_format, asked=wider)
     if plan is not None and plan.verdict.fits:
-        yield "Give half of the layers to a second machine like this one.", "", wider, plan
+        what = "Give half of the layers to a second machine like this one, which `shardwise peers invite` lets join."
+        yield what, "", wider, plan
 
 
 def _on(

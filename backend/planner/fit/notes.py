@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from backend.hardware.sharing import sharing_of
+from backend.planner.fit.apart import apart
 from backend.planner.fit.candidate import Question
+from backend.planner.fit.report import FitPlan
 from backend.planner.units import human_bytes
 
 
-def notes(asked: Question) -> tuple[str, ...]:
-    """In the order in which they matter."""
-    return tuple(_notes(asked))
+def notes(asked: Question, plans: Sequence[FitPlan] = ()) -> tuple[str, ...]:
+    """In the order in which they matter; `plans` are those of the report."""
+    return tuple(note for note in (*_notes(asked), apart(asked, plans)) if note)
 
 
 def _notes(asked: Question) -> Iterator[str]:

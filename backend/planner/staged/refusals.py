@@ -103,7 +103,8 @@ def too_small(staged: StagedDraft) -> OutOfMemoryError:
     smaller = "" if wishes.weight_format == "nf4" else "--weights nf4"
     ways = ", ".join(way for way in (longest, smaller) if way)
     return OutOfMemoryError(
-        f"The model does not fit {stages} stage{'' if stages == 1 else 's'}: {where} is short of {human_bytes(max(1, needed - pool.room))}.",
+        f"The model does not fit {stages} stage{'' if stages == 1 else 's'}: {where} is short of "
+        f"{human_bytes(max(1, needed - pool.room))}.",
         f"{human_bytes(usable)} can be used there; it takes {held}, and a context of {least} positions "
         f"{human_bytes(needed)}.",
         f"Ways out: {ways + ', ' if ways else ''}a smaller model, or another machine (`shardwise peers invite`).",
