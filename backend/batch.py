@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from backend.request import Sampling
 from kvcache.transfer import Transfer
@@ -47,6 +47,7 @@ class Slice:
         length: tokens of the sequence known at this step, by which longrope chooses for all of the slice.
         spans: pages, one span per cache group, in the layout's order.
         sample: set on the slice that ends at the sequence's newest token: choose the next one.
+        ticket: of the sequence's admission, for the scheduler: what an earlier admission brings is not taken in.
     """
 
     sequence: int
@@ -56,6 +57,7 @@ class Slice:
     length: int
     spans: tuple[PageSpan, ...]
     sample: SampleTask | None
+    ticket: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

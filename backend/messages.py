@@ -13,6 +13,7 @@ from backend.frames import framed
 from backend.measured_rank import MeasuredRank
 from backend.planner.plan import Plan
 from backend.request import Request
+from backend.standing import Standing
 from kvcache.statistics import CacheMap
 
 
@@ -53,7 +54,7 @@ class Ready(Struct, frozen=True, tag=True):
 
     `weights_bytes` has one entry per rank, `rank_pids` the process of each, `devices` its device as torch
     names it; `statistics` are what there is to tell before the first step. `measured` is each rank's memory after
-    loading and warm-up.
+    loading and warm-up. `standing`: where the ranks are, where that is not all on this machine.
     """
 
     plan: Plan
@@ -64,12 +65,13 @@ class Ready(Struct, frozen=True, tag=True):
     devices: tuple[str, ...]
     statistics: EngineStatistics = EngineStatistics()
     measured: tuple[MeasuredRank, ...] = ()
+    standing: Standing | None = None
 
 
 class StepOutput(Struct, frozen=True, tag=True):
     """Engine to server: what one step brought, in order: starts, tokens, ends; a request's End follows its last Token.
 
-    `cache_map` comes with some steps, at most twice a second.
+    `cache_map` comes with some steps, at most twice a second; `standing` where it has changed.
     """
 
     tokens: tuple[Token, ...]
@@ -77,6 +79,7 @@ class StepOutput(Struct, frozen=True, tag=True):
     statistics: EngineStatistics
     starts: tuple[Start, ...] = ()
     cache_map: CacheMap | None = None
+    standing: Standing | None = None
 
 
 class Measured(Struct, frozen=True, tag=True):

@@ -17,8 +17,9 @@ class Prefills:
         self._ends: dict[Sequence, int] = {}
 
     def begin(self, sequence: Sequence) -> None:
-        """It will compute its known tokens, of which `computed` are there; its key chain covers them."""
-        self._ends[sequence] = end = sequence.length // self._span * self._span
+        """It will compute its known tokens, of which `computed` are there; as far as its key chain covers them."""
+        known = min(sequence.length, sequence.pages.chain.length)
+        self._ends[sequence] = end = known // self._span * self._span
         for link in self._links(sequence, sequence.computed, end):
             self._by_link.setdefault(link, sequence)
 

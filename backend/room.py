@@ -54,7 +54,7 @@ class Room:
 
     def _pages_to_come(self, sequence: Sequence) -> int:
         """Pages that an admitted sequence will still take until its known tokens are computed."""
-        if sequence.remaining == 1:
+        if sequence.remaining <= 1:
             return 0
         held = sum(len(table.ids) for table in sequence.tables)
         return max(0, self._cache.most_pages(sequence.length + 1, self._step_tokens) - held)

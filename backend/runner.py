@@ -13,6 +13,7 @@ from backend.batch import Batch, PageSpan, Sampled, SampleTask, Slice
 from backend.device_errors import losing_devices
 from backend.measured_rank import MeasuredRank
 from backend.memory_meter import Held, MemoryMeter
+from backend.one_batch import OneBatch
 from backend.paged_model import PagedModel
 from backend.request import Sampling
 from backend.sampler import Sampler
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from quant.cpu.team import Team
 
 
-class Runner:
+class Runner(OneBatch):
     """One rank's model, pages and sampler; an Executor for an engine whose only rank lives in its process.
 
     Of several ranks, all run the same batches, and one samples. Of several stages, all run the same batches one behind

@@ -1,7 +1,8 @@
 """Scheduler: chooses each step's Batch and takes in what it brought. Pure: no torch, no clock, no device.
 
 The one rule: each step gives each sequence a number of tokens under a budget. Running sequences that decode come first,
-then prompts in slices, then admission of waiting ones, each in order of (priority, arrival):
+then prompts in slices, then admission of waiting ones, each in order of (priority, arrival). Where several batches are
+in flight, each takes its share (`shares`); a sequence decodes in one of them, the slices of its prompt follow each other:
 
     waiting --admit--> (fetching) --> running --answer complete, cancelled, deadline, error--> finished
        ^                   |             |
@@ -17,17 +18,21 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Iterable
 from collections.abc import Sequence as Many
+from dataclasses import replace
 from heapq import heappop, heappush
 
 from backend.batch import Batch, Sampled, Slice
 from backend.ending import answer_end, refusal
 from backend.errors import SettingError
 from backend.events import End, EndReason, EngineStatistics, Start, Token
+from backend.lost_pages import BusyPages, LostPages, can_restore
 from backend.prefills import Prefills
 from backend.request import Request
 from backend.room import Room, longest_sequence
 from backend.rope_class import rope_class
 from backend.sequence import Sequence, Status
+from backend.sequence_checks import check_sequences
+from backend.shares import decode_share, token_share
 from backend.step_work import StepWork
 from kvcache.cache_manager import CacheManager
 from kvcache.hit import Hit
@@ -41,9 +46,13 @@ NOT_FINITE = "The model's logits were not finite (NaN or infinity), so no token 
 class Scheduler:
     """Owns all sequences, their pages and their order.
 
-    One step is `schedule`, the run of its Batch elsewhere, and `commit`; `add` and `cancel` may be called at
-    any time and take effect at the next `schedule`; `fail` belongs between the run and its `commit`. Tables change in
-    `schedule`, `fail` and `commit` only.
+    One step is `schedule`, the run of its Batch elsewhere, and `commit`; further batches may be scheduled before, and
+    are committed in the same order. `add` and `cancel` may be called at any time and take effect at the next `schedule`
+    or `expire`; `fail` belongs between the run and its `commit`. Tables change in these methods and `mend` only.
+
+    A sequence that ends or is preempted gives its pages back at once, even while batches in flight name them: all
+    stages run batches in their order, so whoever gets a page writes it after the last batch that was planned before.
+    What such a batch then brings for the sequence is not taken in.
 
     `longest_sequence` is the most positions that prompt and answer may take: `max_context`, or less where the pool
     could not hold a sequence of that length alone.
@@ -84,6 +93,8 @@ class Scheduler:
         self._deadlines: list[tuple[float, int]] = []  # heap of (deadline, number); finished ones leave late
         self._cancelled: list[int] = []
         self._prefills = Prefills(cache.span)
+        self._lost = LostPages()
+        self._restored_last = False
         self._starts: list[Start] = []
         self._ends: list[End] = []
         # Ends to be told when the pages of the sequence have been handed over, by the order's number.
@@ -127,9 +138,11 @@ class Scheduler:
         if sequence is not None:
             self._cancelled.append(sequence.number)
 
-    def fail(self, number: int, message: str) -> None:
-        """Ends the sequence of this number, which the executor could not run; its slice is not committed."""
-        self._end(self._by_number[number], "error", message)
+    def fail(self, part: Slice, message: str) -> None:
+        """Ends the sequence of this slice, which the executor could not run; the slice is not committed."""
+        sequence = self._admitted(part)
+        if sequence is not None:
+            self._end(sequence, "error", message)
 
     @property
     def has_work(self) -> bool:
@@ -155,22 +168,39 @@ class Scheduler:
         self._cache.store_idle()
         return Batch(self._steps, (), self._cache.take_transfers())
 
-    def schedule(self, now: float) -> Batch:
-        """The next step's work, without slices only where no sequence is left or all that are left await transfers.
-
-        Its spans hold until the next call.
+    def schedule(self, now: float, depth: int = 1) -> Batch:
+        """The next step's work, one of `depth` batches that are to be in flight. It has no slices only where no sequence
+        is left, or all that are left are in flight or await transfers. Its spans hold until the next call.
         """
-        self._end_cancelled_and_late(now)
+        self.expire(now)
         self._take_in_fetched()
         self._steps += 1
-        work = StepWork(self._step_tokens)
+        return self._restore_or_plan(depth) if self._lost.until else self._plan(depth)
+
+    def _restore_or_plan(self, depth: int) -> Batch:
+        """Computes lost pages again in turn with other work, so that whoever is complete again moves on."""
+        if not any(sequence.computed < sequence.lost for sequence in self._running):
+            self._lost.over()
+            return self._plan(depth)
+        self._restored_last = not self._restored_last
+        first, second = (self._restore, self._plan) if self._restored_last else (self._plan, self._restore)
+        batch = first(depth)
+        return batch if batch.slices or batch.transfers else second(depth)
+
+    def _plan(self, depth: int) -> Batch:
+        """A step's work by the one rule."""
         preemptions, lacking = self._preemptions, False
         decodes = [sequence for sequence in self._running if sequence.remaining == 1]
         prefills = [sequence for sequence in self._running if sequence.remaining > 1]
+        work = StepWork(self._step_tokens)
+        if depth > 1:
+            decoding = sum(sequence.remaining <= 1 for sequence in self._running)
+            del decodes[decode_share(decoding, depth) :]
+            work = StepWork(min(self._step_tokens, len(decodes) + self._prompt_share(depth)))
         for sequence in (*decodes, *prefills):
-            count = min(sequence.remaining, work.budget)
+            count = min(sequence.remaining, work.budget, self._step_tokens - sequence.planned + sequence.computed)
             # An earlier one of this loop may have preempted it.
-            if count > 0 and sequence.status is Status.RUNNING:
+            if count > 0 and sequence.status is Status.RUNNING and not sequence.restoring:
                 if self._make_room(sequence, count, work):
                     work.give(sequence, count)
                 else:
@@ -180,11 +210,76 @@ class Scheduler:
             self._admit(work)
         return work.batch(self._steps, self._cache.take_transfers())
 
+    def _prompt_share(self, depth: int) -> int:
+        """Tokens of prompts for one of `depth` batches."""
+        tokens = sum(one.length - one.computed for one in self._running if one.length - one.computed > 1)
+        for sequence in self._waiting:
+            if tokens >= self._step_tokens:
+                break
+            tokens += sequence.length
+        return token_share(tokens, self._step_tokens, depth)
+
+    def _restore(self, depth: int) -> Batch:
+        """A batch that computes again what stages have lost, the first sequences' first."""
+        tokens = sum(max(0, one.lost - one.computed) for one in self._running)
+        work = StepWork(token_share(tokens, self._step_tokens, depth))
+        busy = BusyPages(self._running)
+        for sequence in self._running:
+            if work.budget > 0 and sequence.restoring and self._may_restore(sequence, busy):
+                work.give(sequence, min(sequence.lost - sequence.planned, work.budget))
+                busy.add(sequence)
+        return work.batch(self._steps, (), self._lost.until)
+
+    def _may_restore(self, sequence: Sequence, busy: BusyPages) -> bool:
+        """Passes over what others have computed again. Whether something is left that nobody is computing now."""
+        if sequence.planned > sequence.computed:
+            return True
+        start = sequence.computed
+        sequence.computed = sequence.planned = max(start, self._lost.first_missing(sequence))
+        self._share(sequence, start)
+        return sequence.restoring and busy.holds_none_of(sequence)
+
+    def void(self) -> None:
+        """Nothing of what is in flight will be committed: it is planned again."""
+        for sequence in self._running:
+            sequence.planned = sequence.computed
+
+    def again(self, batch: Batch) -> Batch:
+        """What of an uncommitted batch has still to be run after `void`, now that pages may have moved; no transfers.
+
+        The caller runs it before anything else is scheduled.
+        """
+        live = [(part, self._admitted(part)) for part in batch.slices]
+        slices = [replace(part, spans=one.spans()) for part, one in live if one is not None]
+        return replace(batch, slices=tuple(slices), transfers=())
+
+    def mend(self, lost: tuple[int, ...]) -> None:
+        """Stages were joined anew: what was in flight, transfers too, is void, and these stages have lost their pages."""
+        self.void()
+        self._cache.fail_transfers()
+        if not lost:
+            return
+        for sequence in tuple(self._fetching):
+            self._fetching.remove(sequence)
+            self._wait(sequence)
+        for sequence in [one for one in self._running if not can_restore(one)]:
+            self._running.remove(sequence)
+            self._wait(sequence)
+            self._preemptions += 1
+        self._cache.lose_unheld(sequence.pages for sequence in self._running)
+        for sequence in self._running:
+            self._prefills.end(sequence)
+        self._lost.lose(self._running, lost)
+        for sequence in self._running:
+            self._prefills.begin(sequence)
+
     def commit(self, batch: Batch, sampled: Many[Sampled | None]) -> tuple[list[Token], list[End]]:
         """Takes in what a Batch, or the part of it that ran, brought: new tokens, and all ends since the last time."""
         tokens: list[Token] = []
         for part, choice in zip(batch.slices, sampled, strict=True):
-            sequence = self._by_number[part.sequence]
+            sequence = self._admitted(part)
+            if sequence is None:
+                continue
             self._advance(sequence, part)
             if (part.sample is None) is not (choice is None):
                 raise RuntimeError(f"sequence {part.sequence}: sampled {choice} for {part.sample}")
@@ -199,13 +294,24 @@ class Scheduler:
         starts, self._starts = self._starts, []
         return starts
 
+    def _admitted(self, part: Slice) -> Sequence | None:
+        """The slice's sequence, if that has kept its pages since the slice was planned."""
+        sequence = self._by_number.get(part.sequence)
+        return sequence if sequence is not None and sequence.ticket == part.ticket else None
+
     def _advance(self, sequence: Sequence, part: Slice) -> None:
         """Its tokens of this slice are computed, and pages that are full now can be shared."""
-        sequence.computed = part.start + len(part.tokens)
+        start, sequence.computed = sequence.computed, part.start + len(part.tokens)
+        if start < sequence.lost:
+            self._lost.restored(sequence)
+        self._share(sequence, start)
+
+    def _share(self, sequence: Sequence, start: int) -> None:
+        """Lets others share the pages that have become full since `start`."""
         unit = sequence.pages.chain.unit
-        if part.start // unit != sequence.computed // unit:
+        if start // unit != sequence.computed // unit:
             self._cache.offer(sequence.pages, sequence.computed, sequence.tokens)
-            self._prefills.reached(sequence, part.start)
+            self._prefills.reached(sequence, start)
 
     def _accept(self, sequence: Sequence, choice: Sampled, tokens: list[Token]) -> None:
         """Appends the chosen token, and ends the sequence or makes it ready for the next."""
@@ -229,7 +335,8 @@ class Scheduler:
             self._forget(sequence)
             sequence.pages = self._open(request, sequence.length)
 
-    def _end_cancelled_and_late(self, now: float) -> None:
+    def expire(self, now: float) -> None:
+        """Ends what was cancelled, and what is past its deadline."""
         cancelled, self._cancelled = self._cancelled, []
         for number in cancelled:
             if number in self._by_number:
@@ -242,10 +349,11 @@ class Scheduler:
     def _make_room(self, sequence: Sequence, count: int, work: StepWork) -> bool:
         """Pages for `count` more tokens of a running sequence, if need be from the last ones.
 
-        False if it was one of these, or if it must wait for the end of transfers that hold pages.
+        What slides out of a window is what the newest committed token does not see: a batch in flight may have to run
+        again. False if it was one of these, or if it must wait for the end of transfers that hold pages.
         """
         self._cache.slide(sequence.pages, sequence.computed)
-        while not self._cache.grow(sequence.pages, sequence.computed + count):
+        while not self._cache.grow(sequence.pages, sequence.planned + count):
             victim = self._running[-1]
             if victim is sequence and self._cache.pages_in_transfer:
                 return False
@@ -301,7 +409,7 @@ class Scheduler:
         """Admits a waiting sequence, or changes nothing and says False where pages are lacking after all."""
         if not self._cache.adopt(sequence.pages, hit):
             return False
-        sequence.hit, sequence.computed = hit, hit.tokens
+        sequence.hit, sequence.computed, sequence.planned = hit, hit.tokens, hit.tokens
         if hit.missing:
             self._waiting.remove(sequence)
             sequence.status = Status.FETCHING
@@ -340,7 +448,7 @@ class Scheduler:
         """Gives its pages back; it will begin again after what is cached by then."""
         self._prefills.end(sequence)
         self._cache.release(sequence.pages)
-        sequence.computed = 0
+        sequence.forget()
 
     def _queue(self, status: Status) -> list[Sequence]:
         return {Status.WAITING: self._waiting, Status.FETCHING: self._fetching, Status.RUNNING: self._running}[status]
@@ -378,17 +486,9 @@ class Scheduler:
         admitted = [*self._running, *self._fetching]
         self._cache.check_integrity(sequence.pages for sequence in admitted)
         self._prefills.check_integrity()
-        for status in (Status.RUNNING, Status.WAITING, Status.FETCHING):
-            assert all(one.status is status for one in self._queue(status)), "a sequence stands in the wrong queue"
-        for queue in (self._running, self._waiting):
-            assert [one.key for one in queue] == sorted(one.key for one in queue), "a queue is out of order"
-        assert len(admitted) <= self._max_sequences, "more sequences run than may"
-        assert all(not any(table.ids for table in one.tables) for one in self._waiting), "a waiting one has pages"
-        assert all(one.pages.fetching == 0 for one in self._running), "one runs whose pages have not arrived"
-        assert all(0 <= one.computed < one.length for one in self._by_number.values()), "progress is out of range"
-        queued = {one.number for one in (*admitted, *self._waiting)}
-        assert queued == self._by_number.keys(), "a sequence is lost"
-        assert len(self._live) == len(queued), "an id is lost"
+        queues = {status: self._queue(status) for status in (Status.RUNNING, Status.WAITING, Status.FETCHING)}
+        check_sequences(queues, self._by_number, self._max_sequences)
+        assert len(self._live) == len(self._by_number), "an id is lost"
 
 
 def _key(sequence: Sequence) -> tuple[int, int]:

@@ -33,6 +33,10 @@ class Sequence:
         deadline: time on the engine's clock after which it ends; None for never.
         status: where it stands.
         computed: positions whose K and V the cache holds, always from the first on; below `length`.
+        planned: the same once all batches in flight have been committed.
+        lost: positions that were computed before stages lost their pages, and are computed again, without sampling,
+            before anything else is; 0, or passed by `computed`, where nothing is lost.
+        ticket: rises each time its pages are given back: what was begun before is not taken in.
         output: the answer so far, `prior` included; only appended to.
         pages: its pages in the cache, and their keys.
         prefix: how many of its tokens cached pages held when it was last looked for, waiting.
@@ -47,16 +51,19 @@ class Sequence:
         "deadline",
         "hit",
         "key",
+        "lost",
         "may_fetch",
         "number",
         "output",
         "pages",
+        "planned",
         "prefilled",
         "prefix",
         "request",
         "sample_task",
         "started",
         "status",
+        "ticket",
     )
 
     def __init__(self, number: int, request: Request, deadline: float | None, pages: SequencePages) -> None:
@@ -64,7 +71,7 @@ class Sequence:
         self.request = request
         self.deadline = deadline
         self.status = Status.WAITING
-        self.computed = 0
+        self.computed = self.planned = self.lost = self.ticket = 0
         self.output = list(request.prior)
         self.pages = pages
         self.prefix = 0
@@ -89,8 +96,18 @@ class Sequence:
 
     @property
     def remaining(self) -> int:
-        """Known tokens that are not computed yet; 1 while decoding."""
-        return len(self.request.prompt) + len(self.output) - self.computed
+        """Known tokens that no batch has computed or will; 1 while decoding, 0 while the last one is in flight."""
+        return len(self.request.prompt) + len(self.output) - self.planned
+
+    @property
+    def restoring(self) -> bool:
+        """Whether what stages have lost of it has still to be planned."""
+        return self.planned < self.lost
+
+    def forget(self) -> None:
+        """Its pages are given back: it begins again, and what is in flight of it does not count."""
+        self.computed = self.planned = self.lost = 0
+        self.ticket += 1
 
     def tokens(self, start: int, stop: int) -> Many[int]:
         """The tokens at positions from `start` to before `stop`."""

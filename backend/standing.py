@@ -25,3 +25,8 @@ class Standing(Struct, frozen=True):
 
     ranks: tuple[RankStanding, ...]
     trouble: str = ""
+
+    @property
+    def mending(self) -> bool:
+        """Whether a rank is lost, so that no tokens come until it has been replaced."""
+        return any(rank.state == "lost" for rank in self.ranks)

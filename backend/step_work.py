@@ -22,12 +22,15 @@ class StepWork:
         """Without effect for a sequence that was given nothing."""
         self.budget += self._counts.pop(sequence, 0)
 
-    def batch(self, step: int, transfers: tuple[Transfer, ...]) -> Batch:
-        return Batch(step, tuple(_slice(sequence, count) for sequence, count in self._counts.items()), transfers)
+    def batch(self, step: int, transfers: tuple[Transfer, ...], until: int | None = None) -> Batch:
+        """What was given, which counts as planned from now on."""
+        slices = tuple(_slice(sequence, count) for sequence, count in self._counts.items())
+        return Batch(step, slices, transfers, until)
 
 
 def _slice(sequence: Sequence, count: int) -> Slice:
-    start, length = sequence.computed, sequence.length
+    start, length = sequence.planned, sequence.length
+    sequence.planned = start + count
     return Slice(
         sequence=sequence.number,
         start=start,
@@ -36,4 +39,5 @@ def _slice(sequence: Sequence, count: int) -> Slice:
         length=length,
         spans=sequence.spans(),
         sample=sequence.sample_task if start + count == length else None,
+        ticket=sequence.ticket,
     )

@@ -245,6 +245,25 @@ class CacheManager:
             pages.fetch_failed = True
         self._pool.unpin(page)
 
+    def fail_transfers(self) -> None:
+        """Whoever makes transfers has begun anew: none that is not over will be."""
+        self._lower.book.take()
+        for transfer in tuple(self._lower.book):
+            self.finish(TransferDone(transfer.number, False, 0, 0.0))
+
+    def lose_unheld(self, handles: Iterable[SequencePages]) -> None:
+        """All pages' content is gone, in memory and on the host, while no transfer runs.
+
+        These sequences keep their pages, will compute them again, and offer them anew. What the disk is thought to have
+        stays: a fetch that finds nothing is a miss.
+        """
+        for page in self._index.pages():
+            self._index.drop(page)
+            self._pool.forget(page)
+        self._lower.lose_host()
+        for pages in handles:
+            pages.offered = [0] * len(pages.tables)
+
     def take_transfers(self) -> tuple[Transfer, ...]:
         """The orders since the last call, for the batch that is about to run."""
         self._hand_overs.order()

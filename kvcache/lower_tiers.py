@@ -201,6 +201,11 @@ class LowerTiers:
         if key in self.host:
             self.host.drop(key)
 
+    def lose_host(self) -> None:
+        """The host's content is gone; no transfer runs."""
+        for page in tuple(self.host.in_order()):
+            self.host.drop(page.key)
+
     def check_integrity(self) -> None:
         """Raises AssertionError where slots are lost, or held without a transfer that reads them."""
         self.host.check_integrity()

@@ -36,6 +36,10 @@ class PrefixIndex:
     def __len__(self) -> int:
         return len(self._by_key)
 
+    def pages(self) -> tuple[int, ...]:
+        """All pages at this moment."""
+        return tuple(self._by_page)
+
     def find(self, key: PageKey) -> IndexedPage | None:
         return self._by_key.get(key)
 

@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from backend.batch import Batch, Sampled
 from backend.measured_rank import MeasuredRank
+from backend.one_batch import OneBatch
 from backend.workers.step_codec import StepEncoder
 from backend.workers.transfer_tally import TransferTally
 from backend.workers.worker_messages import Measure, Measured, Poll, StepFailed, unpack_results
@@ -14,7 +15,7 @@ from backend.workers.workers import StepAnswer, Workers
 from kvcache.transfer import TransferDone
 
 
-class RankedExecutor:
+class RankedExecutor(OneBatch):
     """An Executor. All ranks run each batch; rank 0, which has the logits, chooses the tokens."""
 
     def __init__(self, workers: Workers) -> None:

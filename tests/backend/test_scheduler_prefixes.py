@@ -152,7 +152,7 @@ def test_a_waiting_one_goes_on_when_the_one_that_computes_ends(how: str):
     target.add(request("waits", *SYSTEM, 2), 0)
     batch = target.schedule(0.0)
     if how == "fail":
-        target.fail(0, "no")
+        target.fail(batch.slices[0], "no")
         target.commit(Batch(batch.step, ()), [])
         assert step(target) == [(1, 0, 8)]
     else:

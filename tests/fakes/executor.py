@@ -14,6 +14,7 @@ from typing import Protocol
 from backend.batch import Batch, Sampled, Slice
 from backend.ending import answer_end
 from backend.measured_rank import MeasuredRank
+from backend.one_batch import OneBatch
 from backend.request import Request
 from kvcache.layout import CacheLayout, oldest_seen
 from kvcache.transfer import TransferDone
@@ -77,22 +78,33 @@ class TinyModel:
 
     def forward(self, part: Slice, memory: Memory) -> int:
         """Computes the slice's tokens: the next token."""
-        regime = sum(part.length > one for one in self._recompute_lengths)
         for position, token in enumerate(part.tokens, part.start):
-            hidden = hash((token, position, regime, self._scale(part, position)))
-            for group in range(len(self._groups)):
-                memory.write(group, position, hidden)
-                # A few places of what it may see, to stay fast; always the same ones, as in a real model.
-                oldest = self._oldest_seen(group, position)
-                places = (oldest, (oldest + position) // 2, position)
-                hidden = hash((hidden, *[memory.read(group, one) for one in places]))
+            self.layers(memory, position, self.embedded(part, position, token))
+        return self.everything(part, memory) % VOCABULARY
+
+    def embedded(self, part: Slice, position: int, token: int) -> int:
+        regime = sum(part.length > one for one in self._recompute_lengths)
+        return hash((token, position, regime, self._scale(part, position)))
+
+    def layers(self, memory: Memory, position: int, hidden: int) -> int:
+        """What becomes of one token's value, which leaves its traces in the memory."""
+        for group in range(len(self._groups)):
+            memory.write(group, position, hidden)
+            # A few places of what it may see, to stay fast; always the same ones, as in a real model.
+            oldest = self._oldest_seen(group, position)
+            places = (oldest, (oldest + position) // 2, position)
+            hidden = hash((hidden, *[memory.read(group, one) for one in places]))
+        return hidden
+
+    def everything(self, part: Slice, memory: Memory) -> int:
+        """A hash of all that the slice's newest token sees."""
         newest = part.start + len(part.tokens) - 1
         everything = [
             memory.read(group, one)
             for group in range(len(self._groups))
             for one in range(self._oldest_seen(group, newest), newest + 1)
         ]
-        return hash(tuple(everything)) % VOCABULARY
+        return hash(tuple(everything))
 
     def _scale(self, part: Slice, position: int) -> int:
         if self._scaled_past is None:
@@ -103,7 +115,7 @@ class TinyModel:
         return oldest_seen(position, self._groups[group].window, self._groups[group].chunked)
 
 
-class PagedExecutor:
+class PagedExecutor(OneBatch):
     """An Executor over TinyModel and paged memory. Impossible accesses are kept in `faults`.
 
     `refuse` is asked before each batch and may raise, as a device would.
@@ -134,7 +146,7 @@ class PagedExecutor:
                 raise ValueError("transfers were ordered without tiers")
             self._tiers.begin(batch.transfers, self._pool)
         self._refuse(batch)
-        self._check_disjoint(batch)
+        self.faults += check_disjoint(batch, self._layout)
         results: list[Sampled | None] = []
         for part in batch.slices:
             if not part.tokens:
@@ -157,14 +169,16 @@ class PagedExecutor:
     def close(self) -> None:
         self._pool.clear()
 
-    def _check_disjoint(self, batch: Batch) -> None:
-        """A page that a slice writes is in one place of one table."""
-        places = Counter(page for part in batch.slices for span in part.spans for page in span.ids)
-        for part in batch.slices:
-            for group, span in zip(self._layout.groups, part.spans, strict=True):
-                written = span.ids[part.start // group.page_tokens - span.first :]
-                if any(places[page] > 1 for page in written):
-                    self.faults.append(f"step {batch.step}: a page is written that two tables hold")
+
+def check_disjoint(batch: Batch, layout: CacheLayout) -> list[str]:
+    """Faults where a page that a slice writes is in more than one place of one table."""
+    places = Counter(page for part in batch.slices for span in part.spans for page in span.ids)
+    return [
+        f"step {batch.step}: a page is written that two tables hold"
+        for part in batch.slices
+        for group, span in zip(layout.groups, part.spans, strict=True)
+        if any(places[page] > 1 for page in span.ids[part.start // group.page_tokens - span.first :])
+    ]
 
 
 def alone(

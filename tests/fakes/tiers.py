@@ -75,6 +75,10 @@ class FakeTiers:
                 pool[one.target.index] = {}
             self._running.append(running)
 
+    def forget_running(self) -> None:
+        """Whoever made the transfers is gone, and they with it."""
+        self._running.clear()
+
     def done(self, pool: list[Content], patience: float) -> list[TransferDone]:
         """Those that are over by now; at least one of those that run, for who is patient."""
         for one in self._running:

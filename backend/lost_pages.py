@@ -1,0 +1,76 @@
+"""LostPages: which pages of running sequences stages have lost, and which sequences compute them again next.
+
+They are computed again in place: the same tables and pages, by batches that only the stages up to the last one that
+lost something compute, and that sample nothing. Stages that have their pages write the same values to them once more.
+Sequences share pages, always from the first position on, and each of these is computed again once: while one sequence
+does it, the others that hold some of its pages wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from backend.sequence import Sequence
+
+
+class LostPages:
+    """The scheduler tells of losses and commits; what is in flight shows in the sequences."""
+
+    def __init__(self) -> None:
+        self._missing: set[int] = set()
+        self._until = 0
+
+    @property
+    def until(self) -> int:
+        """Batches that compute lost pages again concern the stages before this one; 0 where nothing is lost."""
+        return self._until
+
+    def over(self) -> None:
+        """Nobody has anything left to compute again."""
+        self._until = 0
+        self._missing.clear()
+
+    def lose(self, holders: Iterable[Sequence], stages: tuple[int, ...]) -> None:
+        """These stages have lost all pages, of which these sequences hold some; whoever held others has let go."""
+        holders = list(holders)
+        before = self._until if any(one.computed < one.lost for one in holders) else 0
+        self._until = max(before, max(stages) + 1)
+        self._missing = {page for one in holders for page in _pages(one)}
+        for one in holders:
+            one.lost = max(one.lost, one.computed)
+            one.computed = one.planned = 0
+
+    def restored(self, sequence: Sequence) -> None:
+        """All below the sequence's `computed` is there again."""
+        for table in sequence.tables:
+            self._missing.difference_update(table.ids[: sequence.computed // table.page_tokens])
+
+    def first_missing(self, sequence: Sequence) -> int:
+        """From which position on the sequence must be computed again, at most `lost`."""
+        return min(sequence.lost, *(self._first(table.ids) * table.page_tokens for table in sequence.tables))
+
+    def _first(self, pages: list[int]) -> int:
+        return next((place for place, page in enumerate(pages) if page in self._missing), len(pages))
+
+
+class BusyPages:
+    """Pages that slices in flight, or of the batch that is being made, compute again: nobody else does meanwhile."""
+
+    def __init__(self, running: Iterable[Sequence]) -> None:
+        in_flight = (one for one in running if one.computed < min(one.planned, one.lost))
+        self._pages = {page for one in in_flight for page in _pages(one)}
+
+    def holds_none_of(self, sequence: Sequence) -> bool:
+        return self._pages.isdisjoint(_pages(sequence))
+
+    def add(self, sequence: Sequence) -> None:
+        self._pages.update(_pages(sequence))
+
+
+def can_restore(sequence: Sequence) -> bool:
+    """Whether the sequence still holds the pages of all its positions: a window may have left the first ones behind."""
+    return not any(table.first for table in sequence.tables)
+
+
+def _pages(sequence: Sequence) -> list[int]:
+    return [page for table in sequence.tables for page in table.ids]
