@@ -302,6 +302,8 @@ class Scheduler:
     def _advance(self, sequence: Sequence, part: Slice) -> None:
         """Its tokens of this slice are computed, and pages that are full now can be shared."""
         start, sequence.computed = sequence.computed, part.start + len(part.tokens)
+        # A part that was run `again` after `void` is not planned any more.
+        sequence.planned = max(sequence.planned, sequence.computed)
         if start < sequence.lost:
             self._lost.restored(sequence)
         self._share(sequence, start)

@@ -168,7 +168,8 @@ class Agent:
         beside = [asyncio.create_task(self._beat()), asyncio.create_task(self._tell_machine())]
         try:
             while True:
-                body = await asyncio.wait_for(read_frame(reader, PEER_FRAME), SILENCE_SECONDS)
+                async with asyncio.timeout(SILENCE_SECONDS):
+                    body = await read_frame(reader, PEER_FRAME)
                 if body is None:
                     return
                 self._hear(decoded(to_peer, body))
@@ -247,7 +248,8 @@ class Agent:
 
     async def _wait_for_entry(self, seconds: float | None) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._entry_changed.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._entry_changed.wait()
         if seconds is None:
             self._entry_changed.clear()
 
@@ -286,7 +288,8 @@ class Agent:
                 self._writer.write(encoded(message))
 
     def _hang_up(self) -> None:
+        """At once: nothing that was said last is worth waiting for a hub that may be away."""
         if self._writer is not None:
             with contextlib.suppress(OSError, RuntimeError, ssl.SSLError):
-                self._writer.close()
+                self._writer.transport.abort()
             self._writer = None

@@ -73,6 +73,7 @@ class Ground:
     door: Door
     transport: SocketTransport
     secret: bytes
+    local: ProcessCluster
     tensors: TensorServerProcess | None = None
 
     def close(self) -> None:
@@ -122,8 +123,8 @@ def compose_stages(
 def _local(settings: EngineSettings) -> ProcessCluster:
     local = ProcessCluster(lambda: probed(read_machine()), Path(settings.log_file) if settings.log_file else None)
     here = (settings.pipeline_stages or len(settings.stage_layers) or 1) * (settings.tensor_parallel or 1)
-    # One more than the stages need: it describes the model.
-    local.keep_warm(min(here if not settings.peers else 0, MOST_AHEAD) + 1)
+    # Where peers may take stages, only one is needed for sure: it describes the model, and takes one then.
+    local.keep_warm(1 if settings.peers else min(here, MOST_AHEAD))
     return local
 
 
@@ -140,7 +141,7 @@ def _open(cluster: Cluster, local: ProcessCluster) -> Ground:
         context = _context(identity)
         local.reach(address, str(identity.folder))
     door = Door(secret, address, context)
-    return Ground(cluster, door, SocketTransport(door), secret)
+    return Ground(cluster, door, SocketTransport(door), secret, local)
 
 
 def _identity() -> Identity:
@@ -174,7 +175,7 @@ def _found(settings: EngineSettings, ground: Ground, on_progress: OnProgress) ->
 
 
 def _described(settings: EngineSettings, ground: Ground) -> ModelFacts:
-    """What a worker of its own says of the model. Raises ShardwiseError."""
+    """What a process says of the model that becomes a stage's worker then. Raises ShardwiseError."""
     worker, transport = "describe", ground.transport
     ground.cluster.spawn("", SpawnOrder((worker,), ground.door.unix, ground.secret))
     deadline = time.monotonic() + DESCRIBE_SECONDS
@@ -194,8 +195,9 @@ def _described(settings: EngineSettings, ground: Ground) -> ModelFacts:
                         transport.send(worker, Describe(settings.files))
         raise EngineUnavailableError("The model could not be described.", "Its process did not answer in time.")
     finally:
+        # It has all that a stage's worker needs.
+        ground.local.give_back(worker)
         transport.drop(worker)
-        ground.cluster.kill("", (worker,))
 
 
 def _compose(

@@ -42,6 +42,8 @@ class EngineLines:
 
     def __init__(self, orders: Stream, pulse: Stream, put: Callable[[ToStage], None]) -> None:
         self._orders, self._pulse, self._put = orders, pulse, put
+        # Whether there is something that only this engine can want; without, another one may have the process.
+        self.bound = True
         self._step_started: float | None = None
         threading.Thread(target=self._read, name="orders", daemon=True).start()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
@@ -66,18 +68,21 @@ class EngineLines:
             while (body := self._orders.next()) is not None:
                 self._put(to_stage_decoder.decode(body))
         except OSError:
-            leave(0)
+            pass
         except (ValueError, msgspec.MsgspecError) as error:
             print(f"the engine broke the protocol: {error}", file=sys.stderr)
             leave(1)
-        leave(0)
+        if self.bound:
+            leave(0)
+        self._orders.close()
+        self._pulse.close()
 
     def _beat(self) -> None:
         """Tells that we live, and listens whether the engine does."""
         silent, last = 0.0, time.monotonic()
         poll = select.poll()
         poll.register(self._pulse.fileno(), select.POLLIN)
-        while True:
+        while not self._pulse.closed:
             started = self._step_started
             self._pulse.send(encoder.encode(Pulse(0.0 if started is None else time.monotonic() - started)))
             if self._heard(poll):
@@ -97,7 +102,10 @@ class EngineLines:
                 break
             try:
                 if not self._pulse.receive():
-                    leave(0)
+                    if self.bound:
+                        leave(0)
+                    self._pulse.close()
+                    return heard
             except ValueError:
                 leave(1)
             while self._pulse.take() is not None:

@@ -37,7 +37,7 @@ class Candidate(Struct, frozen=True):
         stages: those that it has now, the one in question left out.
         latency: seconds to it.
         failures: how often this stage could not be brought up there of late; `retry_at` is when to try again.
-        refused: it has said no, for a reason that lasts.
+        refused: it has said no of late, for a reason that does not pass at once.
     """
 
     peer: str

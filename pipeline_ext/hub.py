@@ -45,6 +45,7 @@ from pipeline_ext.ray_cluster import OrderError, RayCluster
 
 NEWS_SECONDS = 3.0
 MACHINE_SECONDS = 10.0
+TICK_SECONDS = 0.5
 # How long engines may take to do without a peer that is to be removed.
 REMOVE_SECONDS = 300.0
 
@@ -74,7 +75,7 @@ class Hub:
         self._changed, self._ended = asyncio.Event(), asyncio.Event()
         self.opened = asyncio.Event()
         self.invites = Invites(loop.time)
-        self.table = PeerTable(head.folder / "peers.json", loop.time)
+        self.table = PeerTable(head.folder / "peers.json")
         self.ray = make_ray(self._address, self._changed.set)
         self._door = HubDoor(listener, head, self.table, self.invites, self._changed)
         self._socket = HubSocket(control, self._answer, self._news, self._subscribed)
@@ -88,7 +89,7 @@ class Hub:
         await self._socket.open()
         self.opened.set()
         self.ray.start()
-        beside = [asyncio.create_task(self._follow()), asyncio.create_task(self._read_machine())]
+        beside = [asyncio.create_task(each()) for each in (self._follow, self._tick, self._read_machine)]
         try:
             await self._ended.wait()
         finally:
@@ -196,8 +197,24 @@ class Hub:
                 self.ray.renew()
                 log.info("a peer was removed", peer=peer)
         for each in self.table.peers():
-            if self.table.is_leaving(each.id) and each.id not in needed and each.id not in self._removing:
+            if each.health == "leaving" and each.id not in needed and each.id not in self._removing:
                 self._door.release(each.id, removed=False)
+
+    async def _tick(self) -> None:
+        """Lets time pass for the table; who falls silent or is lost by that is news."""
+        clock = asyncio.get_running_loop().time
+        before, known = clock(), self._healths()
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            now = clock()
+            self.table.passed(now - before)
+            before = now
+            if (healths := self._healths()) != known:
+                known = healths
+                self._changed.set()
+
+    def _healths(self) -> list[tuple[str, str]]:
+        return [(peer.id, peer.health) for peer in self.table.peers()]
 
     async def _read_machine(self) -> None:
         while True:

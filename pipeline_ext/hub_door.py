@@ -118,7 +118,8 @@ class HubDoor:
     async def _serve_peer(
         self, peer: str, address: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        body = await asyncio.wait_for(read_frame(reader, PEER_FRAME), _STRANGER_SECONDS)
+        async with asyncio.timeout(_STRANGER_SECONDS):
+            body = await read_frame(reader, PEER_FRAME)
         if body is None:
             return
         hello = decoded(from_peer, body)
@@ -185,4 +186,5 @@ class HubDoor:
 
 async def _last_word(writer: asyncio.StreamWriter, message: HubMessage) -> None:
     writer.write(encoded(message))
-    await asyncio.wait_for(writer.drain(), _STRANGER_SECONDS)
+    async with asyncio.timeout(_STRANGER_SECONDS):
+        await writer.drain()

@@ -17,15 +17,8 @@ from pathlib import Path
 from backend.errors import ShardwiseError
 from pipeline_ext.hub import Hub
 from pipeline_ext.hub_control import socket_path
+from pipeline_ext.hub_start import READY, HubStartError
 from pipeline_ext.identity import head_identity
-
-READY = "ready"
-
-
-class HubStartError(ShardwiseError):
-    """The hub cannot run."""
-
-    code = "hub_start"
 
 
 def locked(path: Path) -> int:

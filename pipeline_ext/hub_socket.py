@@ -82,7 +82,8 @@ class HubSocket:
         try:
             if not _same_user(writer.get_extra_info("socket")):
                 return
-            body = await asyncio.wait_for(read_frame(reader, CONTROL_FRAME), _QUESTION_SECONDS)
+            async with asyncio.timeout(_QUESTION_SECONDS):
+                body = await read_frame(reader, CONTROL_FRAME)
             if body is None:
                 return
             question = question_decoder.decode(body)
@@ -90,7 +91,8 @@ class HubSocket:
                 await self._serve_news(question.engine, reader, writer)
             else:
                 writer.write(framed(encoder.encode(await self._ask(question))))
-                await asyncio.wait_for(writer.drain(), _NEWS_SECONDS)
+                async with asyncio.timeout(_NEWS_SECONDS):
+                    await writer.drain()
         except (BadFrameError, msgspec.MsgspecError, RecursionError, OSError, TimeoutError) as error:
             log.info("a question was not understood", why=str(error)[:200])
         finally:

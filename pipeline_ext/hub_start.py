@@ -13,16 +13,24 @@ import msgspec
 import platformdirs
 from msgspec import Struct
 
+from backend.errors import ShardwiseError
 from pipeline_ext.addresses import chosen_address
 from pipeline_ext.extra import require_extra
 from pipeline_ext.hub_control import HubClient, HubRefusalError, News, NoHubError, StopHub
-from pipeline_ext.hub_process import READY, HubStartError
 from pipeline_ext.identity import head_folder
 
 DEFAULT_PORT = 7700
+# What the hub prints when it can be asked.
+READY = "ready"
 _START_SECONDS = 30.0
 _STOP_SECONDS = 15.0
 _PACKAGES = Path(__file__).resolve().parents[1]
+
+
+class HubStartError(ShardwiseError):
+    """The hub cannot run, or does not end."""
+
+    code = "hub_start"
 
 
 class HubPlace(Struct, frozen=True):

@@ -117,12 +117,11 @@ class Invites:
         return found is not None
 
     def revoke(self, name: str | None = None) -> int:
-        """Takes one back, or all: how many."""
-        self._forget()
-        names = [each for each in self._open if name is None or each == name]
-        for each in names:
+        """Takes one back, or all: how many of them could still have been used."""
+        before = len(self.open())
+        for each in [each for each in self._open if name is None or each == name]:
             del self._open[each]
-        return len(names)
+        return before - len(self.open())
 
     def open(self) -> tuple[OpenInvite, ...]:
         self._forget()

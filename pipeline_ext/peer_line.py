@@ -26,9 +26,11 @@ from pipeline_ext.hub_messages import (
     read_frame,
 )
 from pipeline_ext.peer import PeerLink
-from pipeline_ext.peer_table import LOST_AFTER, PeerTable
+from pipeline_ext.peer_table import PeerTable
 
 BEAT_SECONDS = 1.0
+# A line on which nothing comes for so long is closed; the machine is lost by then.
+SILENCE_SECONDS = 10.0
 # Measured at once, again when what starts at first has settled, and then now and then.
 MEASURE_SECONDS = (15.0, 300.0)
 _PINGS = 7
@@ -58,23 +60,31 @@ class PeerLine:
         self._pongs: dict[int, asyncio.Future[None]] = {}
         self._numbers = 0
         self._told_generation = 0
+        self._number = 0
 
     async def run(self, hello: Hello, address: str) -> None:
         """Until the line ends, or nothing came on it for long. Raises BadFrameError, OSError, TimeoutError."""
-        self._table.came(self.peer, address, hello.version, hello.machine)
+        self._number = self._table.came(self.peer, address, hello.version, hello.machine)
         self._changed.set()
         self.tell(Welcome(self._table.name(self.peer)))
         beside = [asyncio.create_task(self._beat()), asyncio.create_task(self._measure())]
         try:
             while True:
-                body = await asyncio.wait_for(read_frame(self._reader, PEER_FRAME), LOST_AFTER)
+                async with asyncio.timeout(SILENCE_SECONDS):
+                    body = await read_frame(self._reader, PEER_FRAME)
                 if body is None:
                     return
-                self._hear(decoded(from_peer, body))
+                message = decoded(from_peer, body)
+                # Whatever comes is a sign of life.
+                memory = message.memory if isinstance(message, Beat) else 0
+                if not self._table.heard(self.peer, self._number, memory):
+                    return
+                self._hear(message)
         finally:
             for task in beside:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
+            self._table.gone(self.peer, self._number)
             self.close()
 
     def tell(self, message: HubMessage) -> None:
@@ -94,8 +104,6 @@ class PeerLine:
             self._writer.close()
 
     def _hear(self, message: FromPeer) -> None:
-        # Whatever comes is a sign of life.
-        self._table.heard(self.peer, message.memory if isinstance(message, Beat) else 0)
         match message:
             case Pong(number):
                 pong = self._pongs.get(number)
@@ -145,7 +153,8 @@ class PeerLine:
         begin = loop.time()
         try:
             self.tell(Ping(number, load))
-            await asyncio.wait_for(pong, _ANSWER_SECONDS)
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await pong
         finally:
             del self._pongs[number]
         return loop.time() - begin

@@ -1,6 +1,6 @@
-"""PeerTable: the machines that have joined one hub: who they are, kept on disk, and how they are now.
+"""PeerTable: the machines that have joined one hub: who they are, kept on disk; how they are is `membership`'s.
 
-The clock is given: monotonic seconds. Lines and Ray are others'; they tell the table what they hear.
+Lines and Ray are others'; they tell the table what they hear, and how much time has passed.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +16,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from backend.hardware.machine import Machine
+from pipeline_ext.membership import Membership
 from pipeline_ext.peer import Health, Peer, PeerLink
 
-SILENT_AFTER = 3.0
-LOST_AFTER = 10.0
 MOST_PEERS = 1000
 
 
@@ -35,23 +33,21 @@ class KnownPeer(Struct, frozen=True):
     link: PeerLink | None = None
 
 
-@dataclass(slots=True)
-class _Now:
-    heard: float | None = None
-    leaving: bool = False
-    trouble: str = ""
-    wildcard_ports: tuple[int, ...] = ()
+@dataclass(frozen=True, slots=True)
+class _Ray:
+    trouble: str
+    wildcard_ports: tuple[int, ...]
 
 
 class PeerTable:
     """Used from one thread. `path` is where it is kept; a broken file is an empty table."""
 
-    def __init__(self, path: Path, now: Callable[[], float]) -> None:
-        self._path, self._clock = path, now
-        self._known: dict[str, KnownPeer] = {}
-        self._now: dict[str, _Now] = {}
-        for peer in _read(path):
-            self._known[peer.id], self._now[peer.id] = peer, _Now()
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._membership = Membership()
+        self._lines = 0
+        self._known = {peer.id: peer for peer in _read(path)}
+        self._ray: dict[str, _Ray] = {}
 
     def __contains__(self, peer: str) -> bool:
         return peer in self._known
@@ -61,13 +57,13 @@ class PeerTable:
         name = self._free_name(peer, wished_name)
         before = self._known.get(peer)
         self._known[peer] = replace(before, name=name) if before else KnownPeer(peer, name)
-        self._now.setdefault(peer, _Now())
         self._keep()
         return name
 
     def remove(self, peer: str) -> None:
         self._known.pop(peer, None)
-        self._now.pop(peer, None)
+        self._ray.pop(peer, None)
+        self._membership.remove(peer)
         self._keep()
 
     def find(self, name: str) -> str | None:
@@ -77,22 +73,33 @@ class PeerTable:
     def name(self, peer: str) -> str:
         return self._known[peer].name
 
-    def came(self, peer: str, address: str, version: str, machine: Machine) -> None:
-        """It is connected, from this address."""
+    def came(self, peer: str, address: str, version: str, machine: Machine) -> int:
+        """It is connected, from this address: the number of its line, by which later ones are told from it."""
         self._known[peer] = replace(self._known[peer], address=address, version=version, machine=machine)
-        self._now[peer] = _Now(heard=self._clock())
+        self._lines += 1
+        self._membership.joined(peer, self._lines)
         self._keep()
+        return self._lines
 
-    def heard(self, peer: str, memory: int = 0) -> None:
-        """A sign of life, with the bytes of memory that are available there."""
-        if peer not in self._known:
-            return
-        self._now[peer].heard = self._clock()
-        known = self._known[peer]
+    def heard(self, peer: str, line: int, memory: int = 0) -> bool:
+        """A sign of life, with the bytes of memory that are available there. False: that line does not count any
+        more, and is to be closed."""
+        known = self._known.get(peer)
+        if known is None or not self._membership.heard(peer, line):
+            return False
         if memory and known.machine is not None:
             self._known[peer] = replace(
                 known, machine=replace(known.machine, memory=replace(known.machine.memory, available=memory))
             )
+        return True
+
+    def gone(self, peer: str, line: int) -> None:
+        """That line has ended."""
+        self._membership.gone(peer, line)
+
+    def passed(self, seconds: float) -> None:
+        """So much time has passed; to be told some times a second."""
+        self._membership.passed(seconds)
 
     def measured(self, peer: str, machine: Machine | None = None, link: PeerLink | None = None) -> None:
         """What is new of its hardware, or of the way to it."""
@@ -102,30 +109,23 @@ class PeerTable:
             self._keep()
 
     def leaving(self, peer: str) -> None:
-        self._now[peer].leaving = True
-
-    def is_leaving(self, peer: str) -> bool:
-        return peer in self._now and self._now[peer].leaving
+        self._membership.leave(peer)
 
     def ray(self, peer: str, trouble: str, wildcard_ports: tuple[int, ...]) -> None:
         """How its Ray node is."""
-        if peer in self._now:
-            self._now[peer].trouble, self._now[peer].wildcard_ports = trouble, wildcard_ports
+        if peer in self._known:
+            self._ray[peer] = _Ray(trouble, wildcard_ports)
 
     def trouble(self, peer: str) -> str:
-        return self._now[peer].trouble
+        """Of its Ray node; empty where there is none, or nothing was heard of it."""
+        return self._ray[peer].trouble if peer in self._ray else ""
 
     def wildcard_ports(self, peer: str) -> tuple[int, ...]:
-        return self._now[peer].wildcard_ports
+        return self._ray[peer].wildcard_ports if peer in self._ray else ()
 
     def health(self, peer: str) -> Health:
-        now = self._now[peer]
-        quiet = None if now.heard is None else self._clock() - now.heard
-        if quiet is None or quiet > LOST_AFTER:
-            return "lost"
-        if quiet > SILENT_AFTER:
-            return "silent"
-        return "leaving" if now.leaving else "alive"
+        """One that has not come since this hub was started is lost until it does."""
+        return self._membership.health(peer) or "lost"
 
     def peers(self) -> tuple[Peer, ...]:
         """Those that have come at least once, by name."""

@@ -344,6 +344,7 @@ class PipelineMachine:
         peers = self._look(now)
         for peer in [peer for peer, at in slot.retry_at.items() if now > at + self._limits.forget]:
             del slot.retry_at[peer], slot.failures[peer]
+            slot.refused.discard(peer)
         held: dict[str, list[int]] = {}
         for other in self._slots:
             for crew in (other.crew, other.successor):

@@ -74,6 +74,13 @@ class ProcessCluster:
                 child.kill()
                 del self._children[number]
 
+    def give_back(self, worker: str) -> None:
+        """It has loaded nothing, and may be another worker when one is wanted."""
+        for number, (_, its, child) in list(self._children.items()):
+            if its == worker:
+                del self._children[number]
+                self._warm.insert(0, (number, child))
+
     def released(self, peer: str) -> None:
         """Nobody leaves."""
 

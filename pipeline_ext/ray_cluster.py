@@ -34,7 +34,7 @@ from pipeline_ext.ray_node import RayNode, RayStartError
 from pipeline_ext.ray_settings import NoPortsError, head_arguments, own_environment, ray_environment
 
 _FRAME = 4 * 1024 * 1024
-_LONGEST_PAUSE = 30.0
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 
 log = structlog.get_logger("shardwise.hub")
 
@@ -93,7 +93,8 @@ class RayCluster:
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
         try:
             self._writer.write(framed(encoder.encode(make(number))))
-            trouble = await asyncio.wait_for(answer, ORDER_SECONDS + 1)
+            async with asyncio.timeout(ORDER_SECONDS + 1):
+                trouble = await answer
         except (TimeoutError, OSError):
             raise OrderError("Ray did not answer in time") from None
         finally:
@@ -102,7 +103,7 @@ class RayCluster:
             raise OrderError(trouble)
 
     async def _keep(self) -> None:
-        pause = 1.0
+        pause = _SHORTEST_PAUSE
         while True:
             self._generation += 1
             stood = asyncio.get_running_loop().time()
@@ -114,8 +115,9 @@ class RayCluster:
             if self._renew.is_set():
                 self._renew.clear()
                 continue
-            pause = 1.0 if asyncio.get_running_loop().time() - stood > 60 else min(_LONGEST_PAUSE, pause * 2)
             await asyncio.sleep(pause)
+            stood_long = asyncio.get_running_loop().time() - stood > 60
+            pause = _SHORTEST_PAUSE if stood_long else min(_LONGEST_PAUSE, pause * 2)
 
     async def _generation_of(self, node: RayNode) -> None:
         """From the start of one head to its end."""

@@ -6,16 +6,13 @@ import asyncio
 import contextlib
 import os
 import shutil
-import signal
 import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
-from pipeline_ext.ray_node_process import GRACE
+from pipeline_ext.ray_node_process import GRACE, kill_session
 from pipeline_ext.ray_settings import RayPorts, free_ports, own_environment, ray_environment
 
 START_SECONDS = 45.0
@@ -48,7 +45,7 @@ class RayNode:
         """Raises RayStartError, after at most START_SECONDS (an address that is not this machine's hangs Ray)."""
         self.ports = await asyncio.to_thread(free_ports, self._first_block)
         command = [
-            *(sys.executable, "-P", "-m", "pipeline_ext.ray_node_process"),
+            *(sys.executable, "-P", "-m", "pipeline_ext.ray_node_process", str(self._folder)),
             *arguments(self.ports, self._folder / "r"),
         ]
         self._process = await asyncio.create_subprocess_exec(
@@ -87,15 +84,14 @@ class RayNode:
         """Within a few seconds nothing of it is left: asked first, killed then."""
         process = self._process
         if process is not None and process.returncode is None:
-            tree = _tree(process.pid)
             if process.stdin is not None:
                 process.stdin.close()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), GRACE + 1)
-            for each in tree:
-                with contextlib.suppress(psutil.Error):
-                    each.send_signal(signal.SIGKILL)
-            await process.wait()
+                async with asyncio.timeout(GRACE + 2):
+                    await process.wait()
+            if process.returncode is None:
+                await asyncio.to_thread(kill_session, process.pid)
+                await process.wait()
         if self._reader is not None:
             self._reader.cancel()
         await asyncio.to_thread(shutil.rmtree, self._folder, True)
@@ -113,11 +109,3 @@ class RayNode:
     def _why(self) -> str:
         said = [line for line in self._said if "rror" in line or "nable" in line]
         return (said or list(self._said) or ["it ended without a word"])[-1]
-
-
-def _tree(pid: int) -> list[psutil.Process]:
-    try:
-        process = psutil.Process(pid)
-        return [process, *process.children(recursive=True)]
-    except psutil.Error:
-        return []

@@ -13,7 +13,6 @@ import os
 import queue
 import shutil
 import signal
-import socket
 import ssl
 import sys
 import threading
@@ -35,7 +34,7 @@ from backend.workers.worker_process import explanation
 from pipeline_ext.dial import line_context
 from pipeline_ext.engine_lines import EngineLines, leave, open_lines
 from pipeline_ext.listening import bound_tcp, bound_unix
-from pipeline_ext.messages import Broken, LoadStage
+from pipeline_ext.messages import Broken, FromStage, LoadStage
 from pipeline_ext.stage_child import DIES_WITH_PARENT, StageStart, start_decoder
 from pipeline_ext.stage_links import StageLinks
 from pipeline_ext.stage_worker import Inbox, StageWorker
@@ -57,58 +56,96 @@ def first_words() -> StageStart | None:
     return start_decoder.decode(sys.stdin.buffer.read(length))
 
 
-class _Begin(threading.Thread):
-    """Hears the first words and opens the lines, while the main thread imports."""
+class Employment:
+    """For whom this process works: hears the first words and opens the lines, beside the main thread.
+
+    One that has only described a model may be given other words: it becomes another worker then.
+    """
 
     def __init__(self, inbox: Inbox) -> None:
-        super().__init__(name="begin", daemon=True)
         self._inbox = inbox
-        self.words: StageStart | None = None
-        self.lines: EngineLines | None = None
+        self._words: StageStart | None = None
+        self._lines: EngineLines | None = None
+        self._begun = threading.Event()
+        self._loaded = False
+        threading.Thread(target=self._hear, name="words", daemon=True).start()
 
-    def run(self) -> None:
+    @property
+    def words(self) -> StageStart:
+        """Blocks until there are some."""
+        self._begun.wait()
+        if self._words is None:
+            leave(0)
+        return self._words
+
+    @property
+    def lines(self) -> EngineLines:
+        """Blocks until there are some."""
+        self._begun.wait()
+        if self._lines is None:
+            leave(0)
+        return self._lines
+
+    def load(self) -> None:
+        """From now on this process is of no use to anybody else."""
+        self._loaded = self.lines.bound = True
+
+    def send(self, message: FromStage) -> None:
+        self.lines.send(message)
+
+    def step_begins(self) -> None:
+        self.lines.step_begins()
+
+    def step_ends(self) -> None:
+        self.lines.step_ends()
+
+    def _hear(self) -> None:
         try:
-            self.words = first_words()
-            if self.words is None:
-                leave(0)
-            logging.getLogger("shardwise").info("works as %s", self.words.worker)
-            self.lines = open_lines(self.words, self._inbox.put)
+            while (words := first_words()) is not None and not self._loaded:
+                logging.getLogger("shardwise").info("works as %s", words.worker)
+                lines = open_lines(words, self._inbox.put)
+                # On a peer the pipe is closed behind the first words.
+                lines.bound = False
+                self._words, self._lines = words, lines
+                self._begun.set()
         except (OSError, ValueError, msgspec.MsgspecError, ShardwiseError) as error:
             print(f"could not come to the engine: {error}", file=sys.stderr)
             leave(1)
+        if self._lines is None:
+            leave(0)
+        self._lines.bound = True
 
 
 class _Links:
     """Opens a stage's links: on this machine by a socket beside the door's, to others with TLS."""
 
-    def __init__(self, words: StageStart, inbox: Inbox) -> None:
-        self._words, self._inbox = words, inbox
-        self._identity = Path(words.identity) if words.identity else None
+    def __init__(self, employment: Employment, inbox: Inbox) -> None:
+        self._employment, self._inbox = employment, inbox
 
     def open(self, order: LoadStage) -> tuple[StageLinks, str]:
-        folder = Path(self._words.door).parent if self._words.door.startswith("/") else None
-        links = StageLinks(order.stage, order.secret, line_context(self._identity), folder, self._inbox.put)
+        words = self._employment.words
+        identity = Path(words.identity) if words.identity else None
+        folder = Path(words.door).parent if words.door.startswith("/") else None
+        links = StageLinks(order.stage, order.secret, line_context(identity), folder, self._inbox.put)
         places: list[str] = []
         if order.accepts and folder is not None:
             path = folder / f"link-{os.getpid()}.sock"
             path.unlink(missing_ok=True)
             places.append(links.listen(bound_unix(path), None))
-        if order.accepts and self._words.address and (context := self._server_context()) is not None:
-            places.append(links.listen(self._bound(), context))
+        if order.accepts and words.address and (context := _server_context(identity)) is not None:
+            places.append(links.listen(bound_tcp(words.address), context))
         if order.accepts and not places:
             raise RuntimeError("a link is to come in, and there is nowhere to listen")
         return links, " ".join(places)
 
-    def _bound(self) -> socket.socket:
-        return bound_tcp(self._words.address)
 
-    def _server_context(self) -> ssl.SSLContext | None:
-        if self._identity is None:
-            return None
-        from pipeline_ext.identity import read_identity, server_context
+def _server_context(folder: Path | None) -> ssl.SSLContext | None:
+    if folder is None:
+        return None
+    from pipeline_ext.identity import read_identity, server_context
 
-        identity = read_identity(self._identity)
-        return None if identity is None else server_context(identity)
+    identity = read_identity(folder)
+    return None if identity is None else server_context(identity)
 
 
 def provided(order: LoadStage, on_progress: Callable[[str, int, int], None]) -> LoadStage:
@@ -147,28 +184,12 @@ def main(arguments: list[str], open_rank: OpenRank) -> None:
     if DIES_WITH_PARENT in arguments:
         die_with_parent()
     inbox: Inbox = queue.SimpleQueue()
-    begin = _Begin(inbox)
-    begin.start()
+    employment = Employment(inbox)
     try:
-        rank = open_rank()
-    except Exception:  # noqa: BLE001 - the edge of the process: the engine is told why it ended, if there is one yet
-        traceback.print_exc()
-        begin.join()
-        if begin.lines is not None:
-            begin.lines.end(Broken("its code could not be imported; its log says why"))
-        leave(1)
-    begin.join()
-    if begin.words is None or begin.lines is None:
-        leave(1)
-    _serve(begin.words, begin.lines, inbox, rank)
-
-
-def _serve(words: StageStart, lines: EngineLines, inbox: Inbox, rank: StageWork) -> None:
-    try:
-        StageWorker(inbox, lines, rank, _Links(words, inbox).open, provided).serve()
+        StageWorker(inbox, employment, open_rank(), _Links(employment, inbox).open, provided).serve()
     except Exception as error:  # noqa: BLE001 - the edge of the process: the engine is told why it ended
         traceback.print_exc()
-        lines.end(Broken(str(error) if isinstance(error, DeviceLostError) else explanation(error)))
+        employment.lines.end(Broken(str(error) if isinstance(error, DeviceLostError) else explanation(error)))
 
 
 def open_real_rank() -> StageWork:

@@ -57,13 +57,17 @@ Provide = Callable[[LoadStage, Callable[[str, int, int], None]], LoadStage]
 
 
 class Lines(Protocol):
-    """What `EngineLines` does, from here."""
+    """What `Employment` does, from here."""
 
     def send(self, message: FromStage, /) -> None: ...
 
     def step_begins(self) -> None: ...
 
     def step_ends(self) -> None: ...
+
+    def load(self) -> None:
+        """From now on there is something to lose."""
+        ...
 
 
 class StageWorker:
@@ -169,6 +173,7 @@ class StageWorker:
             case Describe(files=files):
                 return Described(self._rank.describe(files))
             case LoadStage():
+                self._lines.load()
                 return self._load(self._provide(message, self._report))
 
     def _load(self, order: LoadStage) -> StageLoaded:

@@ -13,6 +13,7 @@ from app.doctor.finding import Finding
 from app.doctor.hardware_findings import hardware_findings
 from app.doctor.kv_accuracy import as_table, kv_accuracy
 from app.doctor.own_processes import own_processes
+from app.doctor.peer_findings import peer_findings
 from app.doctor.place_findings import folder_finding, library_finding, port_finding
 from app.doctor.software_findings import (
     compute_findings,
@@ -94,6 +95,7 @@ def findings(machine: Machine, port: int) -> list[Finding]:
         folder_finding("log", log_folder()),
         folder_finding("runtime", runtime_folder()),
         port_finding(port),
+        *peer_findings(),
         library_finding(catalogue()),
     ]
 

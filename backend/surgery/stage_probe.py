@@ -36,7 +36,7 @@ from backend.surgery.trace import Traced, are_own_experts
 ECHO = "shardwise-stage"
 TOKENS = 4
 # What is equal is so bit by bit, as the same is computed from the same; this is for processors that think otherwise.
-_TOLERANCE = 1e-5
+_TOLERANCE = 1e-6
 
 
 def probe_stage(config: PreTrainedConfig, traced: Traced, span: LayerSpan) -> StageCut:
@@ -61,13 +61,17 @@ def _probe(config: PreTrainedConfig, traced: Traced, span: LayerSpan) -> StageCu
         raise uncuttable(config, f"its forward pass cannot be followed ({_line(error)})") from error
     cut = _found(config, traced, span, path, whole)
     try:
-        answer = model.run_stage(cut, whole.given[span.first])
+        made = model.run_stage(cut, whole.given[span.first])
     except _ERRORS as error:
         raise uncuttable(config, f"its layers do not run without those before them ({_line(error)})") from error
-    wanted = whole.logits if span.ends else whole.given[span.stop]
-    if answer.shape != wanted.shape or not torch.allclose(answer, wanted, rtol=_TOLERANCE, atol=_TOLERANCE):
+    wanted = [*whole.made[span.first : span.stop], whole.logits if span.ends else whole.given[span.stop]]
+    if len(made) != len(wanted) or not all(_same(*pair) for pair in zip(made, wanted, strict=True)):
         raise uncuttable(config, "its layers hand on more than hidden states")
     return cut
+
+
+def _same(given: Tensor, wanted: Tensor) -> bool:
+    return given.shape == wanted.shape and torch.allclose(given, wanted, rtol=_TOLERANCE, atol=_TOLERANCE)
 
 
 _ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, NotImplementedError)
@@ -114,7 +118,7 @@ class _Run:
 
     Attributes:
         order: the layers' numbers in the order of their runs; `count` is how many the list has.
-        given: the hidden states that each got.
+        given: the hidden states that each got; `made` those that it returned.
         answers: what each returned, as StageCut has it.
         behind: modules with parameters that ran only after all layers, by path.
     """
@@ -122,6 +126,7 @@ class _Run:
     count: int
     order: list[int] = field(default_factory=list)
     given: list[Tensor] = field(default_factory=list)
+    made: list[Tensor] = field(default_factory=list)
     answers: list[tuple[Any, ...] | None] = field(default_factory=list)
     called: list[str] = field(default_factory=list)
     early: set[str] = field(default_factory=set)
@@ -138,6 +143,7 @@ class _Run:
         self.early.update(self.called)
 
     def end(self, module: nn.Module, arguments: tuple[Any, ...], answer: Any) -> None:
+        self.made.append(_hidden_of(answer))
         if not isinstance(answer, tuple):
             self.answers.append(None)
             return
@@ -188,18 +194,22 @@ class _EchoModel:
             hook.remove()
         return run
 
-    def run_stage(self, cut: StageCut, received: Tensor) -> Tensor:
-        """What leaves the stage: hidden states, or logits."""
+    def run_stage(self, cut: StageCut, received: Tensor) -> list[Tensor]:
+        """What each of the stage's layers returns, then what leaves the stage: hidden states, or logits."""
         gates = Gates()
-        gates.received = received
+        gates.received = received.clone()
         cut_stage(self.model, cut, gates)
+        layers: Any = self.model.get_submodule(cut.layers)
+        made: list[Tensor] = []
+        for layer in layers[cut.span.first : cut.span.stop]:
+            layer.register_forward_hook(lambda module, arguments, answer: made.append(_hidden_of(answer)))
         try:
             logits = self._forward()
         except StageEnd as end:
-            return end.hidden
+            return [*made, end.hidden]
         if not cut.span.ends:
             raise RuntimeError("the pass went on behind the stage's last layer")
-        return logits
+        return [*made, logits]
 
     @torch.no_grad()
     def _forward(self, first: int = 1) -> Tensor:
@@ -207,6 +217,12 @@ class _EchoModel:
         self._lengths.positions, self._lengths.lengths = positions, torch.full((TOKENS,), TOKENS)
         tokens = torch.arange(first, first + TOKENS)
         return self.model(input_ids=tokens[None], position_ids=positions[None], use_cache=False, echoes=True).logits
+
+
+def _hidden_of(answer: Any) -> Tensor:
+    """A copy of the hidden states that a layer returned: others may write to them."""
+    hidden: Tensor = answer[0] if isinstance(answer, tuple) else answer
+    return hidden.clone()
 
 
 def _prepare(path: str, module: nn.Module) -> None:
@@ -226,7 +242,8 @@ def _prepare(path: str, module: nn.Module) -> None:
 
 def _banded(rows: int, columns: int) -> Tensor:
     """[rows, columns] that takes the memory of one row and one column: each row is the one before, shifted."""
-    return torch.sin(torch.arange(rows + columns) * 2.3).as_strided((rows, columns), (1, 1))
+    numbers = torch.rand(rows + columns, generator=torch.Generator().manual_seed(rows * columns)) - 0.5
+    return numbers.as_strided((rows, columns), (1, 1))
 
 
 def _linear(path: str, width: int, x: Tensor) -> Tensor:
@@ -251,10 +268,13 @@ def _experts(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_wei
 
 
 def _echo(name: str, width: int, x: Tensor) -> Tensor:
-    """[..., T, in] -> [..., T, width]: between 0.5 and 1.5, each element depending on all of its token's input."""
-    seed = zlib.crc32(name.encode()) % 1000
-    weights = torch.sin(torch.arange(x.shape[-1]) * 1.7 + seed)
-    phases = torch.arange(width) * 0.37 + seed
+    """[..., T, in] -> [..., T, width]: between 0.5 and 1.5, each element depending on all of its token's input.
+
+    By random numbers: those of a regular pattern may be blind to what another pattern has made.
+    """
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    weights = torch.randn(x.shape[-1], generator=generator)
+    phases = torch.rand(width, generator=generator) * 2 * torch.pi
     drawn = (x.float() * weights).sum(-1, keepdim=True) / x.shape[-1] ** 0.5
     return (1.0 + 0.5 * torch.sin(drawn + phases)).to(x.dtype)
 

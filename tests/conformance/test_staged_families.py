@@ -15,12 +15,15 @@ from backend.layer_span import LayerSpan
 from backend.library.files import ModelFiles
 from backend.parallel.division import Division
 from backend.runner import Runner
+from backend.surgery.describe import trace_model
 from backend.surgery.load import load_model
 from backend.surgery.model import ServedModel
 from backend.surgery.pack import pack_model
+from backend.surgery.stage_probe import probe_stage
 from kvcache.layout import CacheLayout, build_layout, rank_layout, stage_groups, stage_layout
 from quant.cpu.team import Team
 from quant.weight_format import WEIGHT_FORMATS
+from tests.conformance.architectures.shrink import shrink, types
 from tests.fakes.attention_context import PlainAttentionContext, SequenceCache
 from tests.fakes.paged_greedy import paged_greedy
 from tests.fakes.stage_chain import StageChain, load_stages, spans_of
@@ -137,6 +140,23 @@ def _rank(files: ModelFiles, span: LayerSpan, group: ThreadGroup, whole: CacheLa
     layout = rank_layout(stage_layout(whole, slots), model.facts.layers)
     packed = pack_model(model, WEIGHT_FORMATS["model"], team)
     return Runner(packed, layout, PAGES, team, rank=group.rank, groups=stage_groups(whole, slots))
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers' own
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gemma4_text", "more than hidden states"),  # embeddings go to every layer
+        ("gemma3n_text", "one row a token"),  # four streams of hidden states
+    ],
+)
+def test_layers_that_hand_on_more_than_hidden_states_have_no_stages(name: str, reason: str) -> None:
+    config = shrink(types()[name])
+    facts, traced = trace_model(config)
+    slots = len(facts.layers)
+    with pytest.raises(UnsupportedModelError, match="not cut into stages") as refused:
+        probe_stage(config, traced, spans_of([0, 2, slots], slots)[1])
+    assert reason in refused.value.why
 
 
 def test_layers_that_run_several_times_have_no_stages(tmp_path: Path) -> None:

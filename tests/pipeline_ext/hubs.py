@@ -72,10 +72,10 @@ class RunningHub:
 
 
 @contextmanager
-def running_hub(folder: Path, port: int = 0) -> Iterator[RunningHub]:
+def running_hub(folder: Path, port: int = 0, control: Path | None = None) -> Iterator[RunningHub]:
     """On loopback; what it keeps lies in `folder`, so that another one may come after it."""
     head = head_identity(folder / "head")
-    control = folder / "hub.sock"
+    control = control or folder / "hub.sock"
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
