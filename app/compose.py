@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp
 
-from app.apart import disaggregated
 from app.commands.progress import shown_progress
+from app.engines import fallback_settings, main_engine
 from app.keys import KeyStore, check_binding, default_key_store
 from app.listener import bind
 from app.logs import configure_logging, log_folder
@@ -22,7 +22,7 @@ from app.serve import ServerProcess, run_server, say
 from app.settings import ServerSettings
 from backend.chat_template import ChatRenderer
 from backend.engine_settings import EngineSettings
-from backend.errors import ModelNotFoundError
+from backend.errors import ModelNotFoundError, SettingError
 from backend.hardware.gpu_watch import GpuWatch
 from backend.library.files import ModelFiles
 from backend.library.resolve import pull, resolve
@@ -74,9 +74,12 @@ def serve_model(model: str, settings: ServerSettings) -> int:
         keys = default_key_store()
         check_binding(listener.getsockname()[0], keys)
         files = find_model(model)
+        fallback = find_fallback(model, settings.fallback)
         engine_log = folder and folder / f"engine-{port}.log"
         secret = installation_secret()
-        return run_server(lambda: compose_server(files, settings, listener, keys, engine_log, cache_secret=secret))
+        return run_server(
+            lambda: compose_server(files, settings, listener, keys, engine_log, cache_secret=secret, fallback=fallback)
+        )
 
 
 def compose_server(
@@ -87,11 +90,15 @@ def compose_server(
     engine_log: Path | None,
     engine_command: Sequence[str] | None = None,
     cache_secret: bytes = b"",
+    fallback: ModelFiles | None = None,
 ) -> ServerProcess:
     """The server of one model, not running yet. `cache_secret` signs pages on disk and separates those of API keys.
 
+    `fallback` answers while the model is away.
+
     Raises:
         KeyNeededError: other machines could reach it, and there is no key.
+        SettingError: the machine cannot be divided as the settings ask.
     """
     rest = RestSettings(
         loopback=check_binding(listener.getsockname()[0], keys),
@@ -105,7 +112,8 @@ def compose_server(
         return EngineSupervisor(engine, command=engine_command or engine_program(engine), log_file=log)
 
     wanted = settings.engine(files, cache_secret)
-    supervisor = disaggregated(wanted, supervised) if settings.disaggregate else supervised(wanted)
+    engine = main_engine(wanted, settings, supervised)
+    standby = {} if fallback is None else {fallback.name: supervised(fallback_settings(wanted, fallback), "fallback")}
     renderer, watch = ChatRenderer(), GpuWatch()
 
     def build() -> ASGIApp:
@@ -113,18 +121,20 @@ def compose_server(
         from app.rest.served import served_engine
         from app.rest.server import create_app
 
-        return create_app(
-            {files.name: served_engine(supervisor, files, renderer)}, keys, rest, cache_secret, lambda: watch.reading
-        )
+        served = {files.name: served_engine(engine, files, renderer)}
+        if fallback is not None:
+            served[fallback.name] = served_engine(standby[fallback.name], fallback, renderer)
+        return create_app(served, keys, rest, cache_secret, lambda: watch.reading, fallback=fallback and fallback.name)
 
     return ServerProcess(
-        {files.name: supervisor},
+        {files.name: engine},
         build,
         listener,
         settings.drain_timeout,
         say,
         prepare=partial(_all, renderer.warm_up, watch.start),
         close=partial(_all, renderer.close, watch.close),
+        standby=standby,
     )
 
 
@@ -140,6 +150,17 @@ def engine_program(engine: EngineSettings) -> Sequence[str]:
 async def _all(*calls: Callable[[], Awaitable[None]]) -> None:
     """Makes these calls beside each other."""
     await asyncio.gather(*(call() for call in calls))
+
+
+def find_fallback(model: str, name: str | None) -> ModelFiles | None:
+    """The fallback's files, if there is to be one. Raises ShardwiseError as `find_model`, and for the model itself."""
+    if name is None:
+        return None
+    if name == model:
+        raise SettingError(
+            "--fallback names the model itself", f"Both are {name}.", "Name a smaller one, such as starter."
+        )
+    return find_model(name)
 
 
 def find_model(name: str) -> ModelFiles:

@@ -33,19 +33,22 @@ class EngineHealth:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """`/health`: status is starting, ready, restarting, draining or failed."""
+    """`/health`: status is starting, ready, restarting, draining or failed, or degraded: then the main engine is away,
+    and the model `fallback` answers for it."""
 
     status: str
     engines: tuple[EngineHealth, ...]
+    fallback: str = ""
 
     @property
     def ready(self) -> bool:
-        return self.status == "ready"
+        return self.status in ("ready", "degraded")
 
 
 def read_health(body: dict[str, Any]) -> Health:
     """The decoded body of `/health`; raises ValueError, TypeError, KeyError or AttributeError for anything else."""
-    return Health(clean_line(body["status"]), tuple(_engine(each) for each in body["engines"]))
+    engines = tuple(_engine(each) for each in body["engines"])
+    return Health(clean_line(body["status"]), engines, clean_line(str(body.get("fallback", "")), 200))
 
 
 def _engine(body: dict[str, Any]) -> EngineHealth:

@@ -44,7 +44,7 @@ class ServerProcess:
     """One server; `run` is called once.
 
     Args:
-        engines: by model name; started and stopped here.
+        engines: by model name, the main one first; started and stopped here.
         build: makes the ASGI application. It may take seconds (tokenizers load), so it runs in a thread, beside the
             start of the engines.
         listener: bound, not listening yet; closed here.
@@ -52,6 +52,8 @@ class ServerProcess:
         say: prints a line for the person who started this.
         prepare: done beside the start of the engines, before the first request; must not raise.
         close: frees what the application holds, processes of its own included; called once, at the end.
+        standby: engines that are started once the others serve, so that these choose from all of the memory; one that
+            cannot start is only warned of.
     """
 
     def __init__(
@@ -63,7 +65,9 @@ class ServerProcess:
         say: Callable[[str], None],
         prepare: Callable[[], Awaitable[None]] | None = None,
         close: Callable[[], Awaitable[None]] | None = None,
+        standby: Mapping[str, EngineClient] | None = None,
     ) -> None:
+        self._standby = standby or {}
         self._engines, self._build, self._listener = engines, build, listener
         self._drain_timeout, self._say = drain_timeout, say
         self._prepare, self._close = prepare, close
@@ -87,9 +91,12 @@ class ServerProcess:
             return await self._serve(_Uvicorn(self._configuration(application)))
         finally:
             self._listener.close()
-            await asyncio.gather(*(engine.stop() for engine in self._engines.values()))
+            await asyncio.gather(*(engine.stop() for engine in self._all()))
             if self._close is not None:
                 await self._close()
+
+    def _all(self) -> tuple[EngineClient, ...]:
+        return (*self._engines.values(), *self._standby.values())
 
     def _signalled(self) -> None:
         (self._abort if self._drain.is_set() else self._drain).set()
@@ -135,11 +142,21 @@ class ServerProcess:
             if not await engine.wait_ready() and engine.status().state == "failed":
                 raise EngineUnavailableError(engine.status().error)
         self._say(f"Ready after {time.monotonic() - began:.1f} s: {', '.join(self._engines)} at {self._url}/v1")
+        for name, engine in self._standby.items():
+            await self._start_standby(name, engine)
+
+    async def _start_standby(self, name: str, engine: EngineClient) -> None:
+        await engine.start()
+        if await engine.wait_ready():
+            self._say(f"The fallback {name} is ready, too.")
+        elif engine.status().state == "failed":
+            log.warning("fallback is not served", model=name, why=engine.status().error)
+            self._say(f"Warning: the fallback {name} is not served. {engine.status().error}")
 
     async def _finish(self, server: uvicorn.Server, serving: asyncio.Task[None]) -> int:
         """After the first signal: waits for running answers, then for their connections."""
         self._say("Finishing running answers; once more to stop at once.")
-        drained = asyncio.gather(*(engine.drain() for engine in self._engines.values()))
+        drained = asyncio.gather(*(engine.drain() for engine in self._all()))
         abort = asyncio.create_task(self._abort.wait())
         try:
             await asyncio.wait({drained, abort}, timeout=self._drain_timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -147,7 +164,7 @@ class ServerProcess:
             if not complete:
                 log.warning("answers cut off", why="second signal" if self._abort.is_set() else "drain timeout")
                 drained.cancel()
-                await asyncio.gather(*(engine.stop() for engine in self._engines.values()))
+                await asyncio.gather(*(engine.stop() for engine in self._all()))
                 # Their answers have ended; a reader that does not take the end is not waited for.
                 server.config.timeout_graceful_shutdown = 1
             server.should_exit = True

@@ -112,7 +112,9 @@ class ServerSettings(BaseSettings):
         "auto", description="Whether stages may be on machines that have joined this one: auto or none."
     )
     replicas: AutoCount = Field(
-        1, description="Copies of the model, each on machines of its own, which share requests; auto makes all it can."
+        1,
+        description="Copies of the model on this machine, each on GPUs of its own, which share requests; auto makes as "
+        "many as there are groups of --tp GPUs.",
     )
     weights: Literal["auto", "model", "int8", "nf4", "fp8"] = Field(
         "model",
@@ -166,7 +168,11 @@ class ServerSettings(BaseSettings):
         description="Compute prompts in one engine and answers in another, each with half of the GPUs or threads: "
         "a long prompt then lengthens no pause between others' tokens. It makes nothing faster by itself.",
     )
-    fallback: str | None = Field(None, description="A second, smaller model; not in this version.")
+    fallback: str | None = Field(
+        None,
+        description="A smaller model that answers new requests while the main one is away; it starts when that is "
+        "ready, with 512 MiB for keys and values.",
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -215,12 +221,6 @@ class ServerSettings(BaseSettings):
         )
 
 
-AVAILABLE: dict[str, tuple[object, ...]] = {
-    "replicas": (1,),
-    "fallback": (None,),
-}
-
-
 def load_settings(**options: Any) -> ServerSettings:
     """The settings in force; `options` are the command line's, None where an option was not given.
 
@@ -237,15 +237,6 @@ def load_settings(**options: Any) -> ServerSettings:
         raise
     except (ValueError, OSError) as error:
         raise SettingError("The settings file cannot be read", f"{settings_file()}: {error}.") from None
-    for name, values in AVAILABLE.items():
-        if (value := getattr(settings, name)) not in values:
-            raise SettingError(
-                f"{option_of(name)} {value} is not available in this version",
-                f"It knows {' and '.join('auto' if known is None else str(known) for known in values)}."
-                if name != "fallback"
-                else "",
-                f"Leave {option_of(name)} away.",
-            )
     return settings
 
 

@@ -36,7 +36,7 @@ class RankStatus(Struct, frozen=True):
 
 class EngineStatus(Struct, frozen=True):
     """A snapshot for `/health` and the faces. `error` is what a person should read when `state` is failed, or why the
-    engine is being started again, with process ids."""
+    engine is being started again, with process ids. `replicas` are those of several engines that share requests."""
 
     model: str
     state: EngineState
@@ -45,6 +45,7 @@ class EngineStatus(Struct, frozen=True):
     stages: tuple[StageTime, ...]
     restarts: int
     error: str = ""
+    replicas: tuple[EngineStatus, ...] = ()
 
 
 class EngineClient(Protocol):

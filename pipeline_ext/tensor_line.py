@@ -54,16 +54,17 @@ class TensorLine:
 
     def __init__(self, address: str, machine: str, identity: Identity | None, secret: bytes) -> None:
         host, _, port = address.rpartition(":")
-        raw = socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS)
+        self._line = socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS)
         try:
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._line = raw if identity is None else _secured(raw, identity, machine)
+            self._line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if identity is not None:
+                self._line = _secured(self._line, identity, machine)
             self._line.settimeout(SILENCE_SECONDS)
             send(self._line, Open(secret))
             if not isinstance(self._told(), Opened):
                 raise ConnectionError("the server does not greet")
         except BaseException:
-            raw.close()
+            self._line.close()
             raise
 
     def fetch(self, asks: Iterable[Ask]) -> Iterator[tuple[JournalLine, bytes | bytearray]]:

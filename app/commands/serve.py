@@ -35,7 +35,7 @@ def serve(
     pp: Annotated[str | None, _option("pp", "auto|COUNT")] = None,
     layers: Annotated[str | None, _option("layers", "auto|COUNT,...")] = None,
     peers: Annotated[str | None, _option("peers", "auto|none")] = None,
-    replicas: Annotated[str | None, _option("replicas", "auto|COUNT", hidden=True)] = None,
+    replicas: Annotated[str | None, _option("replicas", "auto|COUNT")] = None,
     weights: Annotated[str | None, _option("weights", "auto|model|int8|nf4|fp8")] = None,
     kv_format: Annotated[str | None, _option("kv_format", "model|fp8|int8|k=F,v=F|auto")] = None,
     max_context: Annotated[str | None, _option("max_context", "auto|TOKENS")] = None,
@@ -58,7 +58,7 @@ def serve(
     disaggregate: Annotated[
         bool | None, typer.Option("--disaggregate", help=describe("disaggregate"), show_default=False)
     ] = None,
-    fallback: Annotated[str | None, _option("fallback", hidden=True)] = None,
+    fallback: Annotated[str | None, _option("fallback", "MODEL")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print how it would be served, and stop.")] = False,
 ) -> None:
     """Serve a model over HTTP, in the foreground.

@@ -6,15 +6,18 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
 from app.rest.admission import Admitted
 from app.rest.answer import Answer
 from app.rest.metrics import RestMetrics
 from app.rest.schema import Generation
-from app.rest.served import ServedEngine, ServedModels
+from app.rest.served import Chosen, ServedEngine, ServedModels
 from app.rest.settings import RestSettings
 from app.rest.sse import AnswerResponse, Format, Places
 from backend.cache_identity import owner_tag, salt
+
+FALLBACK_HEADER = b"x-shardwise-fallback"
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class RestContext:
             ModelNotFoundError: no such model.
             ApiError: too much is running.
         """
-        name, served = self.models.get(body.model)
+        chosen = self.models.choose(body.model)
+        name, served = chosen.name, chosen.served
         metrics = self.metrics.of(name)
         self.places.check(choices)
         request_id = f"{prefix}-{secrets.token_hex(12)}"
@@ -62,8 +66,22 @@ class RestContext:
             admitted = await admit(served, request_id)
             return Answer(admitted.of_client(*self._cache_identity(client)), served, metrics)
 
-        return AnswerResponse(start, format_, stream=bool(body.stream), places=self.places, count=choices)
+        return AnswerResponse(
+            start,
+            format_,
+            stream=bool(body.stream),
+            places=self.places,
+            count=choices,
+            headers=_stand_in_headers(chosen),
+        )
 
     def _cache_identity(self, client: str) -> tuple[bytes, bytes]:
         """Salt and owner of a client's cached pages; those of clients without a key are nobody's."""
         return salt(self.cache_secret, client), owner_tag(self.cache_secret, client) if client else b""
+
+
+def _stand_in_headers(chosen: Chosen) -> tuple[tuple[bytes, bytes], ...]:
+    """Tells the client that another model than the one it asked for answers."""
+    asked = chosen.stands_in_for
+    # A folder's name may hold what no header may.
+    return () if asked is None else ((FALLBACK_HEADER, quote(asked, safe="/@:+ ").encode()),)

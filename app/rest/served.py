@@ -1,4 +1,4 @@
-"""ServedModels: the table of engines by model name, each with its tokenizer and chat template."""
+"""ServedModels: the table of engines by model name, each with its tokenizer and chat template, and who stands in."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backend.chat_template import ChatRenderer, ChatTemplate, template_text
-from backend.engine_client import EngineClient
+from backend.engine_client import EngineClient, EngineStatus
 from backend.errors import ModelNotFoundError
 from backend.library.files import ModelFiles
 from backend.tokenizer import ModelTokenizer
@@ -36,11 +36,29 @@ def served_engine(engine: EngineClient, files: ModelFiles, renderer: ChatRendere
     return ServedEngine(engine, tokenizer, ChatTemplate(tokenizer, template_text(tokenizer, text), renderer))
 
 
-class ServedModels:
-    """Engines by the names that clients use; the first is the main one."""
+def serves(status: EngineStatus) -> bool:
+    """Whether an engine computes at this moment: it is ready, and none of its ranks is being replaced."""
+    return status.state == "ready" and all(rank.state != "lost" for rank in status.ranks)
 
-    def __init__(self, engines: Mapping[str, ServedEngine]) -> None:
+
+@dataclass(frozen=True)
+class Chosen:
+    """Who answers a request. `stands_in_for` names the model that was asked for, where another one answers."""
+
+    name: str
+    served: ServedEngine
+    stands_in_for: str | None = None
+
+
+class ServedModels:
+    """Engines by the names that clients use; the first is the main one.
+
+    `fallback`: the name of the one that answers new requests for the main one while that is away.
+    """
+
+    def __init__(self, engines: Mapping[str, ServedEngine], fallback: str | None = None) -> None:
         self._engines = dict(engines)
+        self.fallback = fallback
 
     def __iter__(self) -> Iterator[tuple[str, ServedEngine]]:
         return iter(self._engines.items())
@@ -60,3 +78,23 @@ class ServedModels:
                 f"Served: {', '.join(self._engines)}.",
             )
         return name, found
+
+    def choose(self, name: str | None) -> Chosen:
+        """Who answers a new request for a model. Raises as `get`."""
+        found, served = self.get(name)
+        if self.stands_in and found == self._main:
+            return Chosen(self.stands_in, self._engines[self.stands_in], found)
+        return Chosen(found, served)
+
+    @property
+    def stands_in(self) -> str | None:
+        """The fallback's name while it answers for the main one; a server that is shutting down takes nothing new."""
+        if self.fallback is None:
+            return None
+        main = self._engines[self._main].engine.status()
+        spare = self._engines[self.fallback].engine.status()
+        return self.fallback if main.state != "draining" and not serves(main) and serves(spare) else None
+
+    @property
+    def _main(self) -> str:
+        return next(iter(self._engines))

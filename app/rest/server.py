@@ -34,11 +34,12 @@ def create_app(
     settings: RestSettings | None = None,
     cache_secret: bytes = b"",
     gpus: Callable[[], GpuReading | None] = lambda: None,
+    fallback: str | None = None,
 ) -> FastAPI:
     """The endpoint over engines by model name, the main one first.
 
     The engines are started, drained and stopped by the caller. `cache_secret` separates the cached pages of API keys.
-    `gpus` tells how the GPUs are now, for metrics.
+    `gpus` tells how the GPUs are now, for metrics. `fallback` is the model that answers while the main one is away.
     """
     settings = settings or RestSettings()
     app = FastAPI(
@@ -50,7 +51,7 @@ def create_app(
         # One shape of error, ours; FastAPI's own would be wrong in the description.
         responses={400: {"description": "The request is refused; the body has OpenAI's error shape."}},
     )
-    models = ServedModels(engines)
+    models = ServedModels(engines, fallback)
     metrics = RestMetrics({name: served.engine for name, served in models}, gpus)
     context = RestContext(models, metrics, settings, Places(settings.active_answers), _version(), cache_secret)
     for make in (

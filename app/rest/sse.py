@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
@@ -79,6 +79,7 @@ class AnswerResponse(Response):
         shape: how the answer looks.
         stream: events, or one body at the end.
         places, count: where its answers are counted, and how many they are.
+        headers: sent beside the usual ones.
     """
 
     def __init__(
@@ -89,8 +90,10 @@ class AnswerResponse(Response):
         stream: bool,
         places: Places,
         count: int,
+        headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
         super().__init__()
+        self._own_headers = tuple(headers)
         self._start, self._shape, self._stream = start, shape, stream
         self._places, self._count = places, count
 
@@ -129,6 +132,7 @@ class AnswerResponse(Response):
                 shape.collect(piece)
         body = shape.body(answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens)
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        headers += self._own_headers
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -141,7 +145,13 @@ class AnswerResponse(Response):
                     data = shape.event(piece)
                     if not started:
                         started = True
-                        await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+                        await send(
+                            {
+                                "type": "http.response.start",
+                                "status": 200,
+                                "headers": [*_STREAM_HEADERS, *self._own_headers],
+                            }
+                        )
                         data = shape.opening() + data
                     if data:
                         await send({"type": "http.response.body", "body": data, "more_body": True})

@@ -289,7 +289,7 @@ class ShardwiseApp(App[None]):
             else:
                 if lost and health.ready:
                     lost = not await self._refresh_model(screen)
-                screen.show_server(state_in_words(health))
+                screen.show_server(state_in_words(health), health.fallback)
                 screen.show_cache(await cache_of(screen.client))
             await asyncio.sleep(LOST_SECONDS if lost else WATCH_SECONDS)
 

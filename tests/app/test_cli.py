@@ -59,7 +59,8 @@ def test_serve_help_shows_each_setting_with_its_sentence_and_default() -> None:
     assert "--host-cache auto|SIZE" in text
     assert "--disk-cache SIZE" in text
     assert "0 for none of it. [default: 0]" in text
-    assert "--fallback" not in text
+    assert "--fallback MODEL" in text
+    assert "--replicas auto|COUNT" in text
 
 
 def test_serving_help_imports_no_torch() -> None:

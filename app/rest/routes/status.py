@@ -13,8 +13,8 @@ from app.rest.context import RestContext
 from backend.engine_client import EngineStatus
 from backend.exit_status import without_pids
 
-# The worst state of the main engine's and the others' is not the server's: it serves while the main one does.
-_KNOWN_STATES = ("starting", "ready", "restarting", "draining", "failed")
+# The main engine is away, and the fallback model answers new requests for it.
+DEGRADED = "degraded"
 
 
 def status_router(context: RestContext) -> APIRouter:
@@ -22,12 +22,17 @@ def status_router(context: RestContext) -> APIRouter:
 
     @router.get("/health", response_class=Response)
     async def health(request: Request) -> Response:
-        """200 while requests are served, else 503; the body says what the engines do."""
+        """200 while requests are served, else 503; the body says what the engines do.
+
+        The main engine's state is the server's, but for "degraded": then `fallback` names the model that answers.
+        """
         own = on_loopback(request)
         engines = [_engine(served.engine.status(), own) for _, served in context.models]
-        status = engines[0]["state"] if engines else "failed"
-        body = {"status": status, "engines": engines}
-        return Response(json.encode(body), 200 if status == "ready" else 503, media_type="application/json")
+        stands_in = context.models.stands_in
+        status = DEGRADED if stands_in else engines[0]["state"] if engines else "failed"
+        body = {"status": status, **({"fallback": stands_in} if stands_in else {}), "engines": engines}
+        served = status in ("ready", DEGRADED)
+        return Response(json.encode(body), 200 if served else 503, media_type="application/json")
 
     @router.get("/version")
     async def version() -> dict[str, str]:
@@ -66,4 +71,5 @@ def _engine(status: EngineStatus, own: bool) -> dict[str, Any]:
         "stages": stages,
         "restarts": status.restarts,
         "error": status.error if own else without_pids(status.error),
+        **({"replicas": [_engine(one, own) for one in status.replicas]} if status.replicas else {}),
     }

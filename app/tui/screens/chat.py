@@ -431,8 +431,13 @@ Copying goes through the terminal (OSC 52); inside tmux it needs `set -g set-cli
         for line in self.query(StatusLine):
             line.cache = cache_words.status(view.statistics) if view else ""
 
-    def show_server(self, problem: str) -> None:
-        """Says what the server's state means for the user; an empty text when all is well again."""
+    def show_server(self, problem: str, fallback: str = "") -> None:
+        """Says what the server's state means for the user; an empty text when all is well again.
+
+        `fallback`: the model that answers in place of the one that was chosen.
+        """
+        for line in self.query(StatusLine):
+            line.fallback = fallback
         # The screen may be on its way out while its server is being watched.
         for banner in self.query(Banner):
             banner.say(problem)

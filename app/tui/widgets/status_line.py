@@ -25,6 +25,7 @@ class StatusLine(Static):
     """
 
     model: reactive[str] = reactive("")
+    fallback: reactive[str] = reactive("")
     activity: reactive[str] = reactive("")
     context: reactive[int | None] = reactive(None)
     cache: reactive[str] = reactive("")
@@ -37,6 +38,8 @@ class StatusLine(Static):
     def render_line_text(self) -> str:
         """The line as text, without its styling."""
         parts = [clean_line(self.model, 40) or "no model"]
+        if self.fallback:
+            parts = [f"{clean_line(self.fallback, 40)} for {parts[0]}"]
         if self.activity:
             parts.append(self.activity)
         if self.unsaved:
@@ -57,6 +60,9 @@ class StatusLine(Static):
         self.update(self.render_line_text())
 
     def watch_model(self) -> None:
+        self._refresh_text()
+
+    def watch_fallback(self) -> None:
         self._refresh_text()
 
     def watch_activity(self) -> None:

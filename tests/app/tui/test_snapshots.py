@@ -11,6 +11,7 @@ from app.client import AnswerStatistics
 from app.tui.app import ShardwiseApp
 from app.tui.screens.error import ErrorScreen
 from app.tui.screens.start import StartScreen
+from app.tui.widgets.banner import Banner
 from app.tui.widgets.prompt_input import PromptInput
 from app.tui.widgets.sampling_panel import SamplingPanel
 from app.tui.widgets.status_line import StatusLine
@@ -67,6 +68,21 @@ def test_chat(snap_compare, outside: Outside, fake: FakeServer, size: tuple[int,
             await until(pilot, lambda: bool(screen.query(SamplingPanel)))
             screen.query_one(PromptInput).focus()
         # Figures of a real run differ each time.
+        screen.query_one(StatusLine).statistics = AnswerStatistics(31, 56, 0.21, 87.4)
+        await still(pilot)
+
+    assert snap_compare(ShardwiseApp(outside.dependencies()), terminal_size=size, run_before=run)
+
+
+@SIZES
+def test_fallback(snap_compare, outside: Outside, fake: FakeServer, size: tuple[int, int]) -> None:
+    outside.running = ServerRecord(1, fake.url, fake.model)
+
+    async def run(pilot: Pilot) -> None:
+        await say(pilot, "Who answers?")
+        screen = await chat_screen(pilot)
+        fake.status, fake.fallback = "degraded", "org/small"
+        await until(pilot, lambda: "org/small" in screen.query_one(Banner).text)
         screen.query_one(StatusLine).statistics = AnswerStatistics(31, 56, 0.21, 87.4)
         await still(pilot)
 
