@@ -25,6 +25,7 @@ from backend.surgery.stage_tensors import stage_tensors
 from quant.cpu.team import Team
 from quant.weight_format import WEIGHT_FORMATS
 from tests.fakes.attention_context import PlainAttentionContext, SequenceCache
+from tests.fakes.packed_checkpoints import awq, write_packed
 from tests.fakes.stage_chain import load_stages
 from tests.fakes.thread_group import ThreadGroup, on_ranks, thread_groups
 from tests.fakes.tiny_models import make_checkpoint
@@ -74,6 +75,18 @@ def test_a_stage_needs_no_tensor_but_those_it_is_said_to_read(family: str, tmp_p
     assert both == ({"model.embed_tokens.weight"} if family == "llama-tied" else set())
     with safe_open(files.weights[0], framework="pt") as source:
         assert read[FIRST] | read[LAST] == set(source.keys())
+
+
+def test_the_parts_of_packed_weights_belong_to_their_layers_stage(tmp_path: Path) -> None:
+    quantization = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}
+    packed, plain = write_packed(tmp_path, "llama", awq, quantization)
+    first, last = ({one.name for one in stage_tensors(packed, span)[packed.weights[0]]} for span in (FIRST, LAST))
+    product = {f"model.layers.1.mlp.up_proj.{part}" for part in ("qweight", "qzeros", "scales")}
+    assert product < first
+    assert not product & last
+    assert not first & last
+    hidden = answer(load(packed, FIRST))
+    torch.testing.assert_close(answer(load(packed, LAST), hidden), answer(load(plain, None)), rtol=1e-4, atol=1e-4)
 
 
 def test_a_gguf_files_tensors_are_told_apart(starter: ModelFiles) -> None:

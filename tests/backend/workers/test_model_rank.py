@@ -15,6 +15,7 @@ from backend.compose_engine import plan_engine
 from backend.engine_settings import EngineSettings
 from backend.hidden_states import HiddenStates
 from backend.layer_span import LayerSpan
+from backend.library.files import ModelFiles
 from backend.planner.model_facts import ModelFacts
 from backend.planner.plan import Plan
 from backend.surgery.describe import describe
@@ -46,18 +47,20 @@ def page_bytes(rank: StageWork) -> int:
 class Staged:
     """The ranks of a plan with one rank to a stage."""
 
-    def __init__(self, family: str, folder: Path, edges: list[int]) -> None:
-        self.settings = EngineSettings(files=make_checkpoint(family, folder), device="cpu", dtype="float32")
+    def __init__(self, files: ModelFiles, edges: list[int]) -> None:
+        self.settings = EngineSettings(files=files, device="cpu", dtype="float32")
         self.facts: ModelFacts = describe(read_config(self.settings.files))
         self.plan: Plan = replace(plan_engine(self.settings), pages=PAGES, threads=1)
         self.layout: CacheLayout = build_layout(self.facts.layers, 4)
         self.order = Load(self.settings, self.plan, 0, self.facts.layers, Meeting("", ""))
         self.ranks: list[StageWork] = []
+        self.weights_bytes: list[int] = []
         for first, stop in pairwise(edges):
             rank: StageWork = ModelRank()
             span = LayerSpan(first, stop, edges[-1], first, stop)
             loaded = rank.load_stage(self.order, span, lambda stage, done, total: None)
             assert len(loaded.kernel_orders) == stop - first
+            self.weights_bytes.append(loaded.weights_bytes)
             self.ranks.append(rank)
 
     def execute(self, batch: Batch) -> list[Sampled | None]:
@@ -72,7 +75,7 @@ class Staged:
 
 
 def test_stages_without_some_groups_answer_as_one_rank_does(tmp_path: Path) -> None:
-    staged = Staged("gemma3", tmp_path, [0, 1, 2, 3])  # a window, all positions, a window
+    staged = Staged(make_checkpoint("gemma3", tmp_path), [0, 1, 2, 3])  # a window, all positions, a window
     for rank in staged.ranks:
         rank.warm_up(lambda stage, done, total: None)
     alone: StageWork = ModelRank()
@@ -86,8 +89,20 @@ def test_stages_without_some_groups_answer_as_one_rank_does(tmp_path: Path) -> N
     assert [page_bytes(rank) for rank in staged.ranks] == [everything // 2, everything, everything // 2]
 
 
+def test_the_starter_model_answers_in_two_stages_as_it_does_in_one(starter: ModelFiles) -> None:
+    staged = Staged(starter, [0, 13, 30])
+    alone: StageWork = ModelRank()
+    loaded = alone.load(staged.order, lambda stage, done, total: None)
+    # The table of tokens, which is also the output layer, is on both.
+    table = staged.facts.vocabulary * staged.facts.hidden * 4
+    assert sum(staged.weights_bytes) == pytest.approx(loaded.weights_bytes + table, rel=1e-3)
+    expected = paged_greedy(alone.execute, staged.layout, PROMPTS, 12, 16)
+    given = paged_greedy(staged.execute, staged.layout, PROMPTS, 12, 16)
+    assert [[one.token for one in ours] for ours in given] == [[one.token for one in wanted] for wanted in expected]
+
+
 def test_a_stage_takes_only_complete_hidden_states_of_its_form(tmp_path: Path) -> None:
-    staged = Staged("llama", tmp_path, [0, 1, 3])
+    staged = Staged(make_checkpoint("llama", tmp_path), [0, 1, 3])
     first, last = staged.ranks
     assert (first.hidden_dtype, first.hidden_columns) == (last.hidden_dtype, last.hidden_columns) == ("float32", 64)
     handed: list[HiddenStates] = []
