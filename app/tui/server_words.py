@@ -6,14 +6,10 @@ from app.health_view import Health
 
 
 def state_in_words(health: Health) -> str:
-<<<<<<< HEAD
     """What it means that a server answers and is not ready, or mends something; empty where all is well."""
-=======
-    """What it means that a server answers and is not ready; empty where it is."""
     if health.status == "degraded" and health.engines:
         main = health.engines[0]
         return f"{main.model} is away ({main.state}); the fallback {health.fallback} answers new messages meanwhile."
->>>>>>> files
     words = {
         "ready": trouble_in_words(health),
         "starting": "The engine is starting; messages wait for it.",
