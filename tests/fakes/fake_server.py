@@ -38,13 +38,10 @@ class FakeServer:
     url: str = ""
     cache: dict | None = None
     plan: dict | None = None
-<<<<<<< HEAD
     peers: dict | None = None
     trouble: str = ""
     ranks: list[dict] = field(default_factory=list)
-=======
     fallback: str = ""
->>>>>>> files
 
     def application(self) -> Starlette:
         return Starlette(
@@ -59,19 +56,12 @@ class FakeServer:
         )
 
     async def _health(self, request: Request) -> Response:
-<<<<<<< HEAD
-        engine = {"model": self.model, "state": self.status, "pid": 1, "ranks": self.ranks}
-        engine |= {"stages": self.stages, "error": self.error, "trouble": self.trouble}
-        status = 200 if self.status == "ready" else 503
-        return JSONResponse({"status": self.status, "engines": [engine]}, status)
-=======
         state = "restarting" if self.status == "degraded" else self.status
-        engine = {"model": self.model, "state": state, "pid": 1, "ranks": []}
-        engine |= {"stages": self.stages, "error": self.error}
+        engine = {"model": self.model, "state": state, "pid": 1, "ranks": self.ranks}
+        engine |= {"stages": self.stages, "error": self.error, "trouble": self.trouble}
         status = 200 if self.status in ("ready", "degraded") else 503
         body = {"status": self.status, "engines": [engine]}
         return JSONResponse(body | ({"fallback": self.fallback} if self.fallback else {}), status)
->>>>>>> files
 
     def _denied(self, request: Request) -> Response | None:
         if self.key is None or request.headers.get("authorization") == f"Bearer {self.key}":
