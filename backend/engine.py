@@ -87,12 +87,13 @@ class Engine:
         # Stages that are mended move while the executor is asked something.
         done = self._executor.transfers_done(PATIENCE_SECONDS if self._mending else 0.0)
         self._scheduler.transfers_done(done)
-        batch = self._scheduler.idle()
-        if batch.transfers:
+        if not self._flights and (batch := self._scheduler.idle()).transfers:
             self._begin(batch)
+        if self._flights:
             self._finish_oldest()
         standing = self.standing()
-        if not done and standing is None and not self._mending and not self._scheduler.awaits_transfers:
+        waits = self._mending or self._flights or self._scheduler.awaits_transfers
+        if not done and standing is None and not waits:
             return None
         return self._output([], [], self._clock(), standing)
 
@@ -139,7 +140,7 @@ class Engine:
         self._flights.append(_Flight(batch, self._clock()))
 
     def _finish_oldest(self) -> tuple[Batch, list[Sampled | None]]:
-        """What the oldest batch brought, or the part of it that ran; NOTHING where it is not over or has become void."""
+        """What the oldest batch brought, or the part of it that ran; NOTHING where it is not over or is void."""
         while self._flights or self._begin_part():
             flight = self._flights[0]
             try:
@@ -152,6 +153,8 @@ class Engine:
                 self._scheduler.mend(broken.lost)
                 return NOTHING, []
             except Exception as error:  # one request must not end the others
+                if not flight.batch.slices:
+                    raise
                 self._flights.popleft()
                 self._fail(flight, error)
                 continue
@@ -178,9 +181,6 @@ class Engine:
 
     def _fail(self, flight: _Flight, error: Exception) -> None:
         """A batch failed: what is in flight behind it is void, and it is run again by halves; or the culprit ends."""
-        batch = flight.batch
-        if not batch.slices:
-            raise error
         if flight.void:
             return
         if self._trial is None:
@@ -188,7 +188,7 @@ class Engine:
             self._scheduler.void()
             for other in self._flights:
                 other.void = True
-        culprit = self._trial.failed(batch)
+        culprit = self._trial.failed(flight.batch)
         if culprit is not None:
             self._scheduler.fail(culprit, _explanation(error))
 

@@ -27,16 +27,22 @@ class StageTime(Struct, frozen=True):
 
 
 class RankStatus(Struct, frozen=True):
+    """One rank. `state` is the engine's, or lost while the rank is being replaced; `peer` names its machine, empty for
+    this one, and `pid` counts there."""
+
     rank: int
     pid: int
     device: str
     state: str
     weights_bytes: int
+    stage: int = 0
+    peer: str = ""
 
 
 class EngineStatus(Struct, frozen=True):
     """A snapshot for `/health` and the faces. `error` is what a person should read when `state` is failed, or why the
-    engine is being started again, with process ids. `replicas` are those of several engines that share requests."""
+    engine is being started again or parts of it replaced, with process ids. `trouble` is what is wrong with a rank,
+    also where tokens flow nevertheless. `replicas` are those of several engines that share requests."""
 
     model: str
     state: EngineState
@@ -46,6 +52,7 @@ class EngineStatus(Struct, frozen=True):
     restarts: int
     error: str = ""
     replicas: tuple[EngineStatus, ...] = ()
+    trouble: str = ""
 
 
 class EngineClient(Protocol):

@@ -39,6 +39,7 @@ from backend.messages import (
 from backend.parentage import adopt, die_with_parent
 from backend.planner.plan import Plan
 from backend.request import Request
+from backend.standing import Standing
 
 PROGRESS_SECONDS = 0.1
 # Without a message for so long, there is time to put cached pages on disk; and so long between parts of that.
@@ -65,6 +66,8 @@ class SteppedEngine(Protocol):
     def statistics(self) -> EngineStatistics: ...
 
     def measure(self) -> tuple[MeasuredRank, ...]: ...
+
+    def standing(self) -> Standing | None: ...
 
 
 class Composed(Protocol):
@@ -127,6 +130,7 @@ def _run(settings: bytes, channel: EngineChannel, compose: Compose) -> None:
             devices=composed.devices,
             statistics=composed.engine.statistics(),
             measured=composed.engine.measure(),
+            standing=composed.engine.standing(),
         )
     )
     serve(composed.engine, channel)

@@ -7,7 +7,7 @@ from backend.standing import Standing
 
 
 class OneBatch:
-    """A base of executors that run a batch at once: it waits in `begin`, and runs in `finish`, whatever the patience."""
+    """A base of executors that run a batch at once: it waits in `begin` and runs in `finish`, whatever the patience."""
 
     _begun: Batch | None = None
 

@@ -2,7 +2,7 @@
 
 The one rule: each step gives each sequence a number of tokens under a budget. Running sequences that decode come first,
 then prompts in slices, then admission of waiting ones, each in order of (priority, arrival). Where several batches are
-in flight, each takes its share (`shares`); a sequence decodes in one of them, the slices of its prompt follow each other:
+in flight, each takes its share (`shares`); a sequence decodes in one of them, slices of its prompt follow each other:
 
     waiting --admit--> (fetching) --> running --answer complete, cancelled, deadline, error--> finished
        ^                   |             |
@@ -169,8 +169,10 @@ class Scheduler:
         return Batch(self._steps, (), self._cache.take_transfers())
 
     def schedule(self, now: float, depth: int = 1) -> Batch:
-        """The next step's work, one of `depth` batches that are to be in flight. It has no slices only where no sequence
-        is left, or all that are left are in flight or await transfers. Its spans hold until the next call.
+        """The next step's work, one of `depth` batches that are to be in flight.
+
+        It has no slices only where no sequence is left, or all that are left are in flight or await transfers. Its spans
+        hold until the next call.
         """
         self.expire(now)
         self._take_in_fetched()
@@ -254,7 +256,7 @@ class Scheduler:
         return replace(batch, slices=tuple(slices), transfers=())
 
     def mend(self, lost: tuple[int, ...]) -> None:
-        """Stages were joined anew: what was in flight, transfers too, is void, and these stages have lost their pages."""
+        """Stages were joined anew: what was in flight, transfers too, is void, and these have lost their pages."""
         self.void()
         self._cache.fail_transfers()
         if not lost:
@@ -302,7 +304,7 @@ class Scheduler:
     def _advance(self, sequence: Sequence, part: Slice) -> None:
         """Its tokens of this slice are computed, and pages that are full now can be shared."""
         start, sequence.computed = sequence.computed, part.start + len(part.tokens)
-        # A part that was run `again` after `void` is not planned any more.
+        # What failed and was run again was planned no more.
         sequence.planned = max(sequence.planned, sequence.computed)
         if start < sequence.lost:
             self._lost.restored(sequence)

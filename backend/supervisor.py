@@ -40,6 +40,7 @@ from backend.planner.plan import Plan
 from backend.request import Request
 from backend.revival import Death, RevivalPolicy, admissible, guilty, restart_delay
 from backend.running_request import LostTokenError, RunningRequest
+from backend.standing import Standing
 from backend.start_stages import StartStages
 from backend.vital_signs import VitalLimits, VitalSigns
 from kvcache.statistics import CacheMap
@@ -79,6 +80,7 @@ class EngineSupervisor:
         self._task: asyncio.Task[None] | None = None
         self._child: EngineChild | None = None
         self._ready: Ready | None = None
+        self._standing: Standing | None = None
         self._start_failed: StartFailed | None = None
         self._lost: Lost | None = None
         self._last_cause = ""
@@ -107,21 +109,45 @@ class EngineSupervisor:
     def status(self) -> EngineStatus:
         return EngineStatus(
             model=self.model,
-            state="draining" if self._draining and self._state != "failed" else self._state,
+            state="draining" if self._draining and self._state != "failed" else self._shown_state(),
             pid=self._child.pid if self._child else None,
             ranks=self._ranks(),
             stages=self._stages.snapshot(),
             restarts=self._restarts,
             error=str(self._failure) if self._failure else self._trouble(),
+            trouble=self._standing.trouble if self._standing is not None else "",
         )
 
+    @property
+    def _mending(self) -> bool:
+        """Whether a rank of a living engine is being replaced: requests are taken, and their tokens come later."""
+        return self._state == "ready" and self._standing is not None and self._standing.mending
+
+    def _shown_state(self) -> EngineState:
+        return "restarting" if self._mending else self._state
+
     def _trouble(self) -> str:
-        """Why the engine is being started again, while it is."""
+        """Why the engine is being started again, or a part of it replaced, while it is."""
+        if self._mending and self._standing is not None:
+            return self._standing.trouble or "A part of the engine is being replaced."
         return f"The engine died: {self._last_cause}." if self._state == "restarting" and self._last_cause else ""
 
     def _ranks(self) -> tuple[RankStatus, ...]:
         if self._ready is None or self._child is None:
             return ()
+        if self._standing is not None:
+            return tuple(
+                RankStatus(
+                    rank=one.rank,
+                    pid=one.pid,
+                    device=one.device,
+                    state="lost" if one.state == "lost" else self._state,
+                    weights_bytes=one.weights_bytes,
+                    stage=one.stage,
+                    peer=one.peer,
+                )
+                for one in self._standing.ranks
+            )
         ranks = zip(self._ready.rank_pids, self._ready.devices, self._ready.weights_bytes, strict=True)
         return tuple(
             RankStatus(rank=rank, pid=pid, device=device, state=self._state, weights_bytes=weights)
@@ -271,6 +297,7 @@ class EngineSupervisor:
             case Ready():
                 self._stages.finish()
                 self._ready = message
+                self._standing = message.standing
                 self._statistics = message.statistics
                 self._enter("ready")
                 self._take_measured(message.measured)
@@ -294,6 +321,7 @@ class EngineSupervisor:
 
     def _receive_step(self, output: StepOutput) -> None:
         self._statistics = output.statistics
+        self._standing = output.standing or self._standing
         if output.cache_map is not None:
             self._cache_map = output.cache_map
         for start in output.starts:
@@ -327,7 +355,7 @@ class EngineSupervisor:
         self._deaths.append(Death(time.monotonic(), was_ready))
         self._earlier_statistics = self.statistics()
         self._statistics = begun_again(self._earlier_statistics, waiting=len(self._running))
-        self._cache_map = None
+        self._cache_map = self._standing = None
         self._take_measured(())
         for running in tuple(self._running.values()):
             running.engine_died()

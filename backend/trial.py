@@ -1,4 +1,4 @@
-"""Trial: a batch that failed, run again by halves, down to the sequences that fail alone. Running them is the engine's."""
+"""Trial: a batch that failed, run again by halves, down to what fails alone. Running them is the engine's."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from backend.standing import RankStanding, Standing
 from kvcache.layout import CacheLayout
 from kvcache.transfer import TransferDone
 from tests.fakes.executor import VOCABULARY, Memory, PagedMemory, PlainMemory, TinyModel, check_disjoint
-from tests.fakes.tiers import Content, FakeDisk, FakeTiers, PAGE_BYTES
+from tests.fakes.tiers import PAGE_BYTES, Content, FakeDisk, FakeTiers
 
 Pool = list[Content]
 
@@ -53,13 +53,18 @@ class StageMemory:
 
 @dataclass
 class Flight:
-    """A batch on its way: how many stages have run it, and what they handed on for each slice."""
+    """A batch on its way: how many stages have run it, and what they handed on for each slice.
+
+    `excused`: one before it failed, so it may miss what that one did not write; nobody takes in what it brings.
+    """
 
     batch: Batch
     hidden: list[list[int]]
     seen: list[list[int]]
     ran: int = 0
     error: Exception | None = None
+    faults: list[str] = field(default_factory=list)
+    excused: bool = False
 
 
 class StagedExecutor:
@@ -141,11 +146,15 @@ class StagedExecutor:
             self._advance()
             return None
         oldest = self._flights[0]
-        while oldest.ran < len(self._stages) and oldest.error is None:
+        while oldest.ran < len(self._stages):
             self._run(oldest)
         self._flights.popleft()
         if oldest.error is not None:
+            for other in self._flights:
+                other.excused = True
             raise oldest.error
+        if not oldest.excused:
+            self.faults += oldest.faults
         tokens = [Sampled(self._model.token(seen)) for seen in oldest.seen]
         return [None if part.sample is None else one for part, one in zip(oldest.batch.slices, tokens, strict=True)]
 
@@ -175,8 +184,8 @@ class StagedExecutor:
     def _advance(self) -> None:
         """Some stages move on, some do not."""
         for flight in self._flights:
-            while flight.error is None and flight.ran < len(self._stages) and self._chance.random() < 0.5:
-                if any(other.ran <= flight.ran and other.error is None for other in self._before(flight)):
+            while flight.ran < len(self._stages) and self._chance.random() < 0.5:
+                if any(other.ran <= flight.ran for other in self._before(flight)):
                     break
                 self._run(flight)
 
@@ -185,7 +194,7 @@ class StagedExecutor:
         return flights[: flights.index(flight)]
 
     def _run(self, flight: Flight) -> None:
-        """The next stage computes this batch."""
+        """The next stage computes this batch, or only begins its transfers where an earlier one could not."""
         stage, batch = self._stages[flight.ran], flight.batch
         stage.tiers.begin(batch.transfers, stage.pool)
         skipped = batch.until is not None and flight.ran >= batch.until
@@ -193,23 +202,20 @@ class StagedExecutor:
         try:
             if flight.ran == 1:
                 self._refuse(batch)
-        except Exception as error:
+        except (RuntimeError, MemoryError) as error:
             flight.error = error
-            # The transfers have begun everywhere.
-            for other in self._stages[1:]:
-                other.tiers.begin(batch.transfers, other.pool)
-            return
-        for number, part in enumerate(() if skipped else batch.slices):
+        for number, part in enumerate(() if skipped or flight.error is not None else batch.slices):
             memory = PagedMemory(self._layout, stage.pool, part)
             try:
                 flight.hidden[number], seen = self._model.run_stage(part, flight.hidden[number], memory)
             except (LookupError, IndexError) as fault:
-                self.faults.append(f"stage {flight.ran - 1}, sequence {part.sequence}: {fault!r}")
+                flight.faults.append(f"stage {flight.ran - 1}, sequence {part.sequence}: {fault!r}")
                 seen = 0
             flight.seen[number].append(seen)
 
     def transfers_done(self, patience: float = 0.0) -> list[TransferDone]:
         if self._lost is not None:
+            self._mending = max(0, self._mending - 1)
             return []
         for stage in self._stages:
             stage.over |= {one.number: one for one in stage.tiers.done(stage.pool, patience)}
@@ -222,11 +228,12 @@ class StagedExecutor:
         return TransferDone(shares[0].number, succeeded, PAGE_BYTES if succeeded else 0, 0.001 if succeeded else 0.0)
 
     def standing(self) -> Standing | None:
-        states = ["lost" if stage in (self._lost or ()) else "ready" for stage in range(len(self._stages))]
+        lost = self._lost if self._mending and self._lost else ()
+        states = ["lost" if stage in lost else "ready" for stage in range(len(self._stages))]
         ranks = tuple(
             RankStanding(one, one, f"peer{one}", 100 + one, "cpu", 1, state) for one, state in enumerate(states)
         )
-        now = Standing(ranks, "a stage is being replaced" if self._lost else "")
+        now = Standing(ranks, "a stage is being replaced" if self._mending else "")
         if now == self._told:
             return None
         self._told = now

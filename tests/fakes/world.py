@@ -15,6 +15,7 @@ from backend.scheduler import Scheduler
 from kvcache.cache_manager import CacheManager
 from kvcache.layout import CacheLayout
 from tests.fakes.executor import VOCABULARY, PagedExecutor, alone
+from tests.fakes.staged import StagedExecutor, alone_on_stages
 from tests.fakes.tiers import FakeDisk, FakeTiers
 
 MAX_CONTEXT = 40
@@ -35,6 +36,8 @@ class Limits:
     disk_pages: int | None = None
     seed: int = 0
     failures: float = 0.0
+    stages: int = 0  # 0: one executor without stages
+    depth: int = 1
 
 
 def some_tokens(count: int, seed: int) -> tuple[int, ...]:
@@ -67,9 +70,7 @@ class World:
     def __init__(self, layout: CacheLayout, how: Limits) -> None:
         self.layout, self.how, self.now, self.failing = layout, how, 0.0, False
         pages = CacheManager(layout, 1).most_pages(how.fits, how.step_tokens) + how.spare
-        disk = None if how.disk_pages is None else FakeDisk(how.disk_pages)
-        tiers = FakeTiers(how.host_pages, disk, how.seed, how.failures)
-        self.executor = PagedExecutor(layout, pages, how.recompute_lengths, self._refuse, how.scaled_past, tiers)
+        self.executor, disk = self._on_stages(pages) if how.stages else self._in_one(pages)
         self.scheduler = Scheduler(
             CacheManager(layout, pages, host_pages=how.host_pages, disk=disk),
             max_context=MAX_CONTEXT,
@@ -81,6 +82,36 @@ class World:
         self.engine = Engine(self.scheduler, self.executor, lambda: self.now)
         self.told: dict[str, Told] = {}
         self.cancelled: set[str] = set()
+        self.breaks = 0
+
+    def _in_one(self, pages: int) -> tuple[PagedExecutor, FakeDisk | None]:
+        how = self.how
+        disk = None if how.disk_pages is None else FakeDisk(how.disk_pages)
+        tiers = FakeTiers(how.host_pages, disk, how.seed, how.failures)
+        return PagedExecutor(self.layout, pages, how.recompute_lengths, self._refuse, how.scaled_past, tiers), disk
+
+    def _on_stages(self, pages: int) -> tuple[StagedExecutor, FakeDisk | None]:
+        how = self.how
+        executor = StagedExecutor(
+            self.layout,
+            pages,
+            how.stages,
+            depth=how.depth,
+            seed=how.seed,
+            refuse=self._refuse,
+            recompute_lengths=how.recompute_lengths,
+            scaled_past=how.scaled_past,
+            host_pages=how.host_pages,
+            disk_pages=how.disk_pages,
+            failures=how.failures,
+        )
+        return executor, executor.disk
+
+    def break_off(self, lost: tuple[int, ...], mending: int) -> None:
+        """These stages, modulo their number, lose their pages."""
+        if isinstance(self.executor, StagedExecutor):
+            self.executor.break_off(tuple({one % self.how.stages for one in lost}), mending)
+            self.breaks += 1
 
     def _refuse(self, batch: Batch) -> None:
         if any(POISON in part.tokens for part in batch.slices):
@@ -133,6 +164,8 @@ class World:
         # after a preemption; the factor stands for these.
         tokens = sum(len(told.request.prompt) + 25 for told in self.told.values() if told.end is None)
         bound = 10 + tokens * (2 + len(self.how.recompute_lengths))
+        # What breaks has to be computed again, and batches may keep the engine waiting.
+        bound = (bound * (1 + self.breaks) + 20 * self.breaks) * (10 if self.how.stages else 1)
         if self.how.host_pages or self.how.disk_pages:
             # Steps that wait for transfers, each of which takes a few.
             bound *= 8
@@ -176,7 +209,12 @@ class World:
                 assert len(request.prompt) >= self.scheduler.longest_sequence
             return
         how, longest = self.how, self.scheduler.longest_sequence
-        expected = alone(request, self.layout, longest, how.recompute_lengths, how.scaled_past)
+        if how.stages:
+            expected = alone_on_stages(
+                request, self.layout, how.stages, longest, how.recompute_lengths, how.scaled_past
+            )
+        else:
+            expected = alone(request, self.layout, longest, how.recompute_lengths, how.scaled_past)
         if end.reason in ("stop", "length"):
             assert answer == expected
             full = [*request.prior, *answer]

@@ -56,6 +56,8 @@ def _engine(status: EngineStatus, own: bool) -> dict[str, Any]:
             "device": rank.device,
             "state": rank.state,
             "weights_bytes": rank.weights_bytes,
+            "stage": rank.stage,
+            "peer": rank.peer,
         }
         for rank in status.ranks
     ]
@@ -72,4 +74,5 @@ def _engine(status: EngineStatus, own: bool) -> dict[str, Any]:
         "restarts": status.restarts,
         "error": status.error if own else without_pids(status.error),
         **({"replicas": [_engine(one, own) for one in status.replicas]} if status.replicas else {}),
+        "trouble": status.trouble if own else without_pids(status.trouble),
     }
