@@ -108,7 +108,16 @@ class SocketTransport:
         except (ValueError, msgspec.MsgspecError) as error:
             return self._lose(worker, f"broke the protocol: {error}", events)
         if not open_still:
+            self._hear_out(worker, events)
             self._lose(worker, "its line was closed", events)
+
+    def _hear_out(self, worker: str, events: list[Event]) -> None:
+        """Its last words, which may lie on the line whose end has not been seen yet."""
+        with contextlib.suppress(ValueError, msgspec.MsgspecError):
+            for stream in self._lines[worker].streams.values():
+                stream.receive()
+                while (body := stream.take()) is not None:
+                    events.append(Heard(worker, from_stage_decoder.decode(body)))
 
     def _let_in(self, events: list[Event]) -> None:
         while True:
