@@ -2,9 +2,15 @@ from __future__ import annotations
 
 import pytest
 
+from backend.engine_settings import EngineSettings
 from backend.planner.explain import explain
 from backend.planner.plan import HostedLayers, MemoryTerm, Rank
+from backend.planner.staged.placing import place_stages
+from backend.planner.staged.site import Site
 from backend.planner.units import human_bytes
+from tests.fakes.fit_models import FILES
+from tests.fakes.machines import cpu_machine
+from tests.fakes.models import STARTER
 from tests.fakes.plans import plan
 
 
@@ -73,3 +79,13 @@ def test_each_of_several_ranks_is_shown_with_its_device_its_part_and_its_memory(
         "memory of rank 1 on cuda:2, with 25.0% of attention, 40.0% of the rest, 1 KiB of a page",
     ):
         assert expected in lines
+
+
+def test_stages_are_told_with_their_machines_and_layers() -> None:
+    sites = (Site("", "head", cpu_machine()), Site("a", "alpha", cpu_machine()))
+    text = explain(place_stages(EngineSettings(files=FILES, stage_layers=(20, 10)), STARTER, sites))
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "devices head: cpu; alpha: cpu" in lines
+    assert any("1 layers 1 to 20 on head cpu, 2 threads" in line for line in lines)
+    assert any("2 layers 21 to 30 on alpha cpu, 2 threads" in line for line in lines)
+    assert "memory of rank 1 on cpu of alpha, stage 2" in lines
