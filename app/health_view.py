@@ -48,7 +48,7 @@ class Health:
 def read_health(body: dict[str, Any]) -> Health:
     """The decoded body of `/health`; raises ValueError, TypeError, KeyError or AttributeError for anything else."""
     engines = tuple(_engine(each) for each in body["engines"])
-    return Health(clean_line(body["status"]), engines, clean_line(str(body.get("fallback", "")), 200))
+    return Health(clean_line(body["status"]), engines, clean_line(str(body.get("fallback") or ""), 200))
 
 
 def _engine(body: dict[str, Any]) -> EngineHealth:

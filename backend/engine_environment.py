@@ -21,7 +21,7 @@ def most_threads(settings: EngineSettings) -> int:
 def engine_environment(settings: EngineSettings, inherited: Mapping[str, str]) -> dict[str, str]:
     """The child's whole environment. See `process_environment`."""
     shown = {"CUDA_VISIBLE_DEVICES": ",".join(settings.gpus)} if settings.gpus else {}
-    return {**process_environment(most_threads(settings), inherited), **shown}
+    return process_environment(most_threads(settings), {**inherited, **shown})
 
 
 def process_environment(threads: int, inherited: Mapping[str, str]) -> dict[str, str]:

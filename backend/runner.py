@@ -111,7 +111,7 @@ class Runner(OneBatch):
             return answer
         # The logits of a divided model are the first rank's.
         if self._rank != 0:
-            return [None] * len(batch.slices)
+            return [None for _ in batch.slices]
         tasks = [part.sample for part in batch.slices if part.sample is not None]
         sampled = iter(self._sampler.sample(answer, tasks) if tasks else [])
         return [None if part.sample is None else next(sampled) for part in batch.slices]

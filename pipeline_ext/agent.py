@@ -83,6 +83,7 @@ class Agent:
     """Args:
     say: told each line that people should read.
     read: how this machine is read; tests put another in its place.
+    measure: reads it once, and takes its time.
     """
 
     def __init__(
@@ -91,7 +92,9 @@ class Agent:
         head: HeadPlace,
         say: Callable[[str], None],
         read: Callable[[], Machine] = read_machine,
+        measure: Callable[[], Machine] | None = None,
     ) -> None:
+        self._measure = measure
         self._identity, self._head, self._say, self._read = identity, head, say, read
         self._writer: asyncio.StreamWriter | None = None
         self._address = ""
@@ -220,6 +223,9 @@ class Agent:
             await asyncio.sleep(BEAT_SECONDS)
 
     async def _tell_machine(self) -> None:
+        if self._measure is not None:
+            self._tell(MachineNow(await asyncio.to_thread(self._measure)))
+            self._measure = None
         while True:
             await asyncio.sleep(MACHINE_SECONDS)
             self._tell(MachineNow(await asyncio.to_thread(self._read)))

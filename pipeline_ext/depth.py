@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 # A period has to be shorter by so much for one more batch to be worth it.
 GAIN = 0.02
+# A stage that had nothing to do for so long before a batch kept it in no queue.
+IDLE_SECONDS = 0.0002
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class DepthMeter:
         self._fits = None
         for samples, (seconds, _) in zip(self._samples, times, strict=True):
             samples.append((sequences, seconds))
-        if all(waited > 0.0 for _, waited in times):
+        if all(waited > IDLE_SECONDS for _, waited in times):
             self._delays.append(max(0.0, trip - sum(seconds for seconds, _ in times)))
 
     @property

@@ -59,6 +59,7 @@ class Hub:
         listener: bound to the chosen address, not yet listening.
         control: the path of the Unix socket.
         read, make_ray: how this machine is read, and its Ray kept; tests put others in their place.
+        measure: reads it once, and takes its time.
     """
 
     def __init__(
@@ -68,8 +69,9 @@ class Hub:
         control: Path,
         read: Callable[[], Machine] = read_machine,
         make_ray: Callable[[str, Callable[[], None]], RayCluster] = RayCluster,
+        measure: Callable[[], Machine] | None = None,
     ) -> None:
-        self._head, self._read = head, read
+        self._head, self._read, self._measure = head, read, measure
         self._address, self._port = listener.getsockname()[:2]
         loop = asyncio.get_running_loop()
         self._changed, self._ended = asyncio.Event(), asyncio.Event()
@@ -162,9 +164,9 @@ class Hub:
         except OrderError as error:
             raise HubRefusalError("They could not be reached", f"{error}.") from None
 
-    def _subscribed(self, engine: str, came: bool) -> None:
-        if came:
-            self._engines.setdefault(engine, set())
+    def _subscribed(self, engine: str, peers: tuple[str, ...] | None) -> None:
+        if peers is not None:
+            self._engines.setdefault(engine, set()).update(peers)
         else:
             self._engines.pop(engine, None)
         self._changed.set()
@@ -217,6 +219,8 @@ class Hub:
         return [(peer.id, peer.health) for peer in self.table.peers()]
 
     async def _read_machine(self) -> None:
+        if self._measure is not None:
+            self._machine = await asyncio.to_thread(self._measure)
         while True:
             await asyncio.sleep(MACHINE_SECONDS)
             self._machine = await asyncio.to_thread(self._read)

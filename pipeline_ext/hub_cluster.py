@@ -54,6 +54,7 @@ class HubCluster:
         self._known = known()
         self._told, self._closed = threading.Event(), threading.Event()
         self._spawned: dict[str, list[str]] = {}
+        self._used: set[str] = set()  # peers that may not go yet
         self._lock = threading.Lock()
         threading.Thread(target=self._follow, name="hub news", daemon=True).start()
         # So that who asks next knows the peers, if a hub runs.
@@ -77,6 +78,7 @@ class HubCluster:
             return
         with self._lock:
             self._spawned.setdefault(peer, []).extend(order.workers)
+            self._used.add(peer)
         try:
             self._client.ask(Spawn(self._engine, peer, msgspec.msgpack.encode(order)))
         except (NoHubError, HubRefusalError) as error:
@@ -93,6 +95,8 @@ class HubCluster:
 
     def released(self, peer: str) -> None:
         if peer:
+            with self._lock:
+                self._used.discard(peer)
             self._ask_quietly(ReleasePeer(self._engine, peer))
 
     def close(self) -> None:
@@ -115,7 +119,9 @@ class HubCluster:
         """Hears of the peers as long as the engine lives, from one hub after the other."""
         while not self._closed.is_set():
             try:
-                line = self._client.subscribe(self._engine)
+                with self._lock:
+                    used = tuple(self._used)
+                line = self._client.subscribe(self._engine, used)
             except NoHubError:
                 self._told.set()
                 self._closed.wait(_PAUSE_SECONDS)

@@ -88,9 +88,13 @@ class ReleasePeer(Control, frozen=True):
 
 
 class Subscribe(Control, frozen=True):
-    """An engine wants News of the peers, now and whenever they change; it counts as running until it hangs up."""
+    """An engine wants News of the peers, now and whenever they change; it counts as running until it hangs up.
+
+    `peers`: on which it has processes already, for a hub that was started after them.
+    """
 
     engine: _Id
+    peers: Annotated[tuple[_Id, ...], Meta(max_length=1000)] = ()
 
 
 class StopHub(Control, frozen=True):
@@ -186,11 +190,11 @@ class HubClient:
             raise _away(f"it answered with {type(answer).__name__}")
         return answer
 
-    def subscribe(self, engine: str) -> socket.socket:
+    def subscribe(self, engine: str, peers: tuple[str, ...] = ()) -> socket.socket:
         """A line on which News come, to be read with `next_news`. Raises NoHubError."""
         line = self._connect()
         try:
-            line.sendall(framed(encoder.encode(Subscribe(engine))))
+            line.sendall(framed(encoder.encode(Subscribe(engine, peers))))
             line.settimeout(None)
         except OSError as error:
             line.close()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import os
 import signal
 import socket
@@ -19,17 +18,15 @@ from pipeline_ext.hub import Hub
 from pipeline_ext.hub_control import socket_path
 from pipeline_ext.hub_start import READY, HubStartError
 from pipeline_ext.identity import head_identity
+from pipeline_ext.lock_file import lock_file
+from pipeline_ext.own_machine import measured_machine
 
 
 def locked(path: Path) -> int:
     """A descriptor that holds this user's lock. Raises HubStartError where another hub holds it."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise HubStartError("A hub is running already", f"{path} is locked.", "shardwise peers stop ends it.") from None
+    descriptor = lock_file(path)
+    if descriptor is None:
+        raise HubStartError("A hub is running already", f"{path} is locked.", "shardwise peers stop ends it.")
     return descriptor
 
 
@@ -49,7 +46,7 @@ def bound(address: str, port: int) -> socket.socket:
 async def run(address: str, port: int) -> None:
     control = socket_path()
     lock = locked(control.with_name("hub.lock"))
-    hub = Hub(bound(address, port), head_identity(), control)
+    hub = Hub(bound(address, port), head_identity(), control, measure=measured_machine)
     loop = asyncio.get_running_loop()
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, hub.stop)

@@ -38,7 +38,7 @@ class HubSocket:
     path: of the socket; its folder is this user's own.
     answer: asked one question at a time; raises ShardwiseError to refuse.
     news: what subscribers are told.
-    subscribed: called with an engine's id and whether it has come or gone.
+    subscribed: called with an engine's id and the peers that it uses, or None when it has gone.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class HubSocket:
         path: Path,
         answer: Callable[[Question], Awaitable[Answer]],
         news: Callable[[], News],
-        subscribed: Callable[[str, bool], None],
+        subscribed: Callable[[str, tuple[str, ...] | None], None],
     ) -> None:
         self._path, self._answer, self._news, self._subscribed = path, answer, news, subscribed
         self._listeners: dict[asyncio.StreamWriter, str] = {}
@@ -88,7 +88,7 @@ class HubSocket:
                 return
             question = question_decoder.decode(body)
             if isinstance(question, Subscribe):
-                await self._serve_news(question.engine, reader, writer)
+                await self._serve_news(question, reader, writer)
             else:
                 writer.write(framed(encoder.encode(await self._ask(question))))
                 async with asyncio.timeout(_NEWS_SECONDS):
@@ -105,16 +105,16 @@ class HubSocket:
         except ShardwiseError as error:
             return Refused(error.what, error.why, error.hint)
 
-    async def _serve_news(self, engine: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._listeners[writer] = engine
-        self._subscribed(engine, True)
+    async def _serve_news(self, asked: Subscribe, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._listeners[writer] = asked.engine
+        self._subscribed(asked.engine, asked.peers)
         try:
             writer.write(framed(encoder.encode(self._news())))
             # It says nothing more; what ends is its line.
             await reader.read(1)
         finally:
             del self._listeners[writer]
-            self._subscribed(engine, False)
+            self._subscribed(asked.engine, None)
 
 
 def _same_user(line: socket.socket) -> bool:

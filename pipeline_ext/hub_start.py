@@ -18,13 +18,13 @@ from pipeline_ext.addresses import chosen_address
 from pipeline_ext.extra import require_extra
 from pipeline_ext.hub_control import HubClient, HubRefusalError, News, NoHubError, StopHub
 from pipeline_ext.identity import head_folder
+from pipeline_ext.ray_settings import own_environment
 
 DEFAULT_PORT = 7700
 # What the hub prints when it can be asked.
 READY = "ready"
 _START_SECONDS = 30.0
 _STOP_SECONDS = 15.0
-_PACKAGES = Path(__file__).resolve().parents[1]
 
 
 class HubStartError(ShardwiseError):
@@ -117,7 +117,7 @@ def _start(place: HubPlace) -> None:
             stdout=subprocess.PIPE,
             stderr=errors,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": _python_path()},
+            env=own_environment(),
         )
     said = _first_words(process)
     if said.strip() != READY:
@@ -145,9 +145,3 @@ def _keep(place: HubPlace) -> None:
     path = head_folder() / "hub.json"
     path.write_bytes(msgspec.json.encode(place))
     path.chmod(0o600)
-
-
-def _python_path() -> str:
-    """The folder that our own packages were imported from, first, so that the hub is of this very program."""
-    inherited = os.environ.get("PYTHONPATH")
-    return f"{_PACKAGES}{os.pathsep}{inherited}" if inherited else str(_PACKAGES)

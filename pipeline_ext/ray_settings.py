@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from backend.library.locations import source_root
+
 PEER_RESOURCE = "shardwise-peer-"
 HEAD_RESOURCE = "shardwise-head"
 # The store is not used for anything big; Ray takes no less.
@@ -146,8 +148,9 @@ def firewall_rule(interface_address: str, ports: tuple[int, ...]) -> str:
 
 
 def own_environment() -> dict[str, str]:
-    """What a child of ours inherits."""
-    return dict(os.environ)
+    """What a child of ours inherits, with the folder of our own packages first on its path."""
+    paths = [str(source_root()), *(part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
 
 
 def _is_free(port: int) -> bool:

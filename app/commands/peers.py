@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -69,6 +70,8 @@ def join(
     from pipeline_ext.identity import peer_folder, read_identity
     from pipeline_ext.invites import InviteError, read_line
     from pipeline_ext.joining import join as join_by
+    from pipeline_ext.lock_file import lock_file
+    from pipeline_ext.own_machine import measured_machine
 
     require_extra()
     if line is not None:
@@ -86,7 +89,14 @@ def join(
                 "",
                 "Run `shardwise peers invite` there, and paste its line here.",
             )
-    asyncio.run(_run(Agent(identity, head, typer.echo)))
+    held = lock_file(identity.folder / "agent.lock")
+    if held is None:
+        raise InviteError(
+            "This machine is a peer already",
+            "Another `shardwise peers join` of yours runs here.",
+            "End that one first, with Ctrl+C.",
+        )
+    asyncio.run(_run(Agent(identity, head, _say, measure=measured_machine)))
 
 
 async def _run(agent: object) -> None:
@@ -157,6 +167,12 @@ def stop() -> None:
     from pipeline_ext.hub_start import stop_hub
 
     _note("The hub has ended." if stop_hub() else "No hub runs.")
+
+
+def _say(line: str) -> None:
+    """A terminal that has gone is no reason to leave."""
+    with suppress(OSError):
+        typer.echo(line)
 
 
 def _wait_for_ray() -> None:

@@ -9,12 +9,10 @@ from typing import Literal
 from backend.request import Request, Sampling
 from pipeline_ext.simulator.toy_stage import POISON, VOCABULARY
 
-FaultKind = Literal[
-    "kill", "power", "freeze", "slow", "partition", "part", "cut", "leave", "return", "refuse", "suspend", "clock"
-]
+FaultKind = Literal["kill", "power", "freeze", "slow", "partition", "part", "cut", "leave", "refuse", "suspend"]
 _KINDS: tuple[FaultKind, ...] = (
-    "kill", "kill", "power", "freeze", "freeze", "slow", "partition", "part", "cut", "cut", "leave", "return", "refuse",
-    "suspend", "clock",
+    "kill", "kill", "power", "freeze", "freeze", "slow", "partition", "part", "cut", "cut", "leave", "leave", "refuse",
+    "suspend",
 )  # fmt: skip
 
 
@@ -70,21 +68,29 @@ def make_scenario(seed: int) -> Scenario:
     stages = min(layers, chance.choice((2, 3, 3, 4)))
     cuts = sorted(chance.sample(range(1, layers), stages - 1))
     sizes = [stop - start for start, stop in zip([0, *cuts], [*cuts, layers], strict=True)]
-    hosts = [HostPlan("", chance.choice((0, sizes[0], layers)), 0.0)]
+    # Nothing to spare, and sooner or later somebody stays away.
+    bare = chance.random() < 0.1
+    hosts = [HostPlan("", 0 if bare else chance.choice((0, 0, sizes[0], layers)), 0.0)]
     home: list[str] = []
     for number, size in enumerate(sizes):
         if number == 0 and hosts[0].capacity >= size and chance.random() < 0.6:
             home.append("")
             continue
         name = f"p{number}"
-        hosts.append(HostPlan(name, size + chance.choice((0, 0, 1, layers)), chance.choice((0.0002, 0.001, 0.01))))
+        hosts.append(
+            HostPlan(
+                name, size + (0 if bare else chance.choice((0, 0, 1, layers))), chance.choice((0.0002, 0.001, 0.01))
+            )
+        )
         home.append(name)
-    for spare in range(chance.choice((0, 1, 1, 2))):
+    for spare in range(0 if bare else chance.choice((0, 1, 1, 2))):
         later = chance.choice((0.0, 0.0, 3.0, 15.0))
         hosts.append(HostPlan(f"s{spare}", chance.randint(1, layers), chance.choice((0.0002, 0.01)), later))
     requests = tuple(_request(chance, number) for number in range(chance.randint(1, 4)))
     cancels = tuple((at + 0.3, request.id) for at, request in requests if chance.random() < 0.08)
     faults = [one for _ in range(chance.choice((0, 1, 1, 2))) for one in _faults(chance)]
+    if bare:
+        faults.append(Fault(chance.uniform(0.0, 2.0), "power", 3 * chance.randrange(300), 0.0))
     return Scenario(
         seed=seed,
         windows=tuple(chance.choice((None, None, 6)) for _ in range(layers)),

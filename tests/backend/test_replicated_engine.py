@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -22,7 +23,7 @@ class Replica(FakeEngine):
         self.state = "failed"
         self.end, self.fail_after = End("", "error", "it died five times"), -1
 
-    async def _events(self, request: Request) -> Any:
+    async def _events(self, request: Request) -> AsyncIterator[Start | Token | End]:
         async for event in super()._events(request):
             while self.state == "restarting":  # noqa: ASYNC110
                 await asyncio.sleep(0.005)

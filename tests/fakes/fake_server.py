@@ -38,10 +38,10 @@ class FakeServer:
     url: str = ""
     cache: dict | None = None
     plan: dict | None = None
+    fallback: str = ""
     peers: dict | None = None
     trouble: str = ""
     ranks: list[dict] = field(default_factory=list)
-    fallback: str = ""
 
     def application(self) -> Starlette:
         return Starlette(

@@ -2,7 +2,7 @@
 
 spawn PEER NAME     the peer's id, or - for its only one; answers when the process has come to the door: its pid
 lives NAME          yes, or no
-kill PEER NAME
+kill PEER NAME; drop NAME: closes its lines, so that it ends by itself
 peers               the peers' healths
 """
 
@@ -43,6 +43,9 @@ class Engine:
             case ["released", peer]:
                 self._cluster.released(self._peer(peer))
                 return "released"
+            case ["drop", name]:
+                self._transport.drop(name)
+                return "dropped"
             case ["peers"]:
                 return " ".join(peer.health for peer in self._cluster.peers()[1:]) or "none"
             case _:

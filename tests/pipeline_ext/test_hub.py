@@ -230,6 +230,22 @@ def test_a_leaving_peer_waits_for_engines_that_use_it(tmp_path: Path) -> None:
         cluster.close()
 
 
+def test_a_hub_that_comes_later_is_told_which_peers_an_engine_uses(tmp_path: Path) -> None:
+    with running_hub(tmp_path) as hub:
+        agent = RunningAgent(tmp_path / "peer", hub)
+        assert eventually(lambda: health(hub) == ["alive"])
+        cluster = HubCluster(Local(), HubClient(hub.control))
+        cluster.spawn(agent.identity.id, SpawnOrder(("w",), "d", b"s"))
+        port = hub.port
+    with running_hub(tmp_path, port) as later:
+        assert eventually(lambda: later.hub._engines != {} and health(later) == ["alive"])
+        agent.leave()
+        assert not agent.ended(0.7)
+        cluster.released(agent.identity.id)
+        assert agent.ended()
+        cluster.close()
+
+
 def test_an_engine_that_died_keeps_no_peer(tmp_path: Path) -> None:
     with running_hub(tmp_path) as hub, running_agent(tmp_path / "peer", hub) as agent:
         assert eventually(lambda: health(hub) == ["alive"])
@@ -295,8 +311,7 @@ def test_without_a_hub_the_peers_are_the_last_known(tmp_path: Path) -> None:
     with running_hub(tmp_path) as hub, running_agent(tmp_path / "peer", hub) as agent:
         assert eventually(lambda: health(hub) == ["alive"])
         cluster = HubCluster(Local(), HubClient(hub.control))
-        known = cluster.peers()
-    assert cluster.peers() == known
+    assert [peer.id for peer in cluster.peers()] == ["", agent.identity.id]
     with pytest.raises(SpawnError, match="does not answer"):
         cluster.spawn(agent.identity.id, SpawnOrder(("w",), "d", b"s"))
     cluster.kill(agent.identity.id, ("w",))

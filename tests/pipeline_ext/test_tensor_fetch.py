@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ from backend.layer_span import LayerSpan
 from backend.library import atomic
 from backend.library.files import ModelFiles
 from backend.library.header import TensorEntry
-from pipeline_ext import tensor_fetch
+from pipeline_ext import tensor_fetch, tensor_offer
 from pipeline_ext.identity import Identity
 from pipeline_ext.tensor_fetch import obtain
 from pipeline_ext.tensor_messages import Ask
@@ -312,3 +313,39 @@ def test_files_with_holes_are_never_offered(server: Counting, fetch: Fetch) -> N
     assert Path(files.weights[0]).is_relative_to(fetched_home())
     with pytest.raises(ShardwiseError, match="was fetched in part"):
         make_offer(files)
+
+
+@pytest.fixture
+def at_home(model: ModelFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelFiles:
+    """The peer has the model itself, under the name that is offered."""
+    folder = tmp_path / "home" / "two"
+    shutil.copytree(model.folder, folder)
+    own = msgspec.structs.replace(
+        model, folder=str(folder), weights=tuple(str(folder / Path(path).name) for path in model.weights)
+    )
+    monkeypatch.setattr(tensor_offer, "resolve", lambda name: own)
+    return own
+
+
+def test_a_peer_that_has_the_model_reads_its_own(server: Counting, fetch: Fetch, at_home: ModelFiles) -> None:
+    assert fetch(server) == at_home
+    assert server.given == 0
+
+
+def test_a_peer_with_another_config_reads_its_own_weights_by_the_engines_config(
+    server: Counting, fetch: Fetch, at_home: ModelFiles
+) -> None:
+    (Path(at_home.folder) / "config.json").write_text('{"model_type": "llama", "rope_theta": 7}')
+    found = fetch(server)
+    assert found.weights == at_home.weights
+    assert (Path(found.folder) / "config.json").read_text() == '{"model_type": "llama"}'
+    assert server.given < 1000
+
+
+def test_a_peer_with_other_weights_of_the_name_fetches(
+    server: Counting, fetch: Fetch, at_home: ModelFiles, model: ModelFiles
+) -> None:
+    with open(at_home.weights[0], "r+b") as file:
+        file.seek(-4096, os.SEEK_END)
+        file.write(bytes(4096))
+    assert_whole(fetch(server), model, 0)

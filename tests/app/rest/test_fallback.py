@@ -115,7 +115,7 @@ async def test_both_are_listed_and_counted_apart(pair: Pair) -> None:
     assert [model["id"] for model in models] == ["org/main model", "spare"]
     metrics = (await pair.http.get("/metrics")).text
     assert 'vllm:request_success_total{finished_reason="length",model_name="spare"} 1.0' in metrics
-    assert 'finished_reason="length",model_name="org/main model"' not in metrics
+    assert 'vllm:request_success_total{finished_reason="length",model_name="org/main model"} 0.0' in metrics
 
 
 async def test_without_a_fallback_that_serves_nothing_is_hidden(pair: Pair) -> None:
