@@ -79,8 +79,8 @@ class Flights:
         flight = self._flying.get(answer.number)
         if flight is None or worker in flight.answers or worker not in self._workers:
             raise ProtocolError(f"it answered step {answer.number}, which it was not asked")
-        samples = flight.samples and worker == self._crews[-1][0] and isinstance(answer, StageDone)
-        if samples and len(answer.results) != flight.slices:
+        chooses = worker == self._crews[-1][0] and flight.samples
+        if chooses and isinstance(answer, StageDone) and len(answer.results) != flight.slices:
             raise ProtocolError(f"it has {len(answer.results)} results for {flight.slices} sequences")
         self._report(answer.over)
         flight.answers[worker] = answer

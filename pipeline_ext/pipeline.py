@@ -294,6 +294,8 @@ class PipelineMachine:
         slot.crew, slot.home, slot.trouble = None, crew.peer.id, cause
         slot.since, slot.again = now, now
         self._emptied.add(slot.stage)
+        # Whatever took the workers may have taken their machine.
+        self._looked = float("-inf")
         self._dismiss(crew)
         self._break(cause)
         if not self._started:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from random import Random
 
 import msgspec
@@ -55,7 +55,7 @@ LIMITS = PipelineLimits(
 )
 
 
-class Violation(AssertionError):
+class ViolationError(AssertionError):
     """Something does not hold that must hold under any faults."""
 
 
@@ -99,7 +99,7 @@ class SimulatedLoads:
 
 
 class SeedRun:
-    """`run` raises Violation; `log` has what happened, for people."""
+    """`run` raises ViolationError; `log` has what happened, for people."""
 
     def __init__(self, scenario: Scenario, make_machine: MakeMachine) -> None:
         self.scenario, self.make_machine = scenario, make_machine
@@ -239,7 +239,7 @@ class SeedRun:
         cancels = [(began + at, request) for at, request in self.scenario.cancels]
         while waiting or engine.has_work:
             if self.clock.now > BOUND_SECONDS:
-                raise Violation(f"something waits forever: {[one for one in self.told if one not in self.ends]}")
+                raise ViolationError(f"something waits forever: {[one for one in self.told if one not in self.ends]}")
             for at, request in [one for one in waiting if one[0] <= self.clock.now]:
                 waiting.remove((at, request))
                 self.told[request.id] = []
@@ -255,22 +255,22 @@ class SeedRun:
                 if output.ends or steps % 4 == 0:
                     scheduler.check_integrity()
             if not engine.has_work and waiting:
-                self.clock.run(min(self.clock.now + 1.0, min(at for at, _ in waiting)), lambda: False)
+                self.clock.run(min(self.clock.now + 1.0, *(at for at, _ in waiting)), lambda: False)
         pages = scheduler.statistics().cache
         if pages.pages_used or pages.pages_free + pages.pages_cached != pages.pages_total:
-            raise Violation(f"pages were lost: {pages}")
+            raise ViolationError(f"pages were lost: {pages}")
 
     def _take_in(self, tokens: Sequence[Token], ends: Sequence[End]) -> None:
         for token in tokens:
             told = self.told[token.request]
             if token.request in self.ends:
-                raise Violation(f"{token.request} got a token after its end")
+                raise ViolationError(f"{token.request} got a token after its end")
             if token.index != len(told):
-                raise Violation(f"{token.request} got token {token.index} after {len(told)}")
+                raise ViolationError(f"{token.request} got token {token.index} after {len(told)}")
             told.append(token.token)
         for end in ends:
             if end.request in self.ends:
-                raise Violation(f"{end.request} ended twice")
+                raise ViolationError(f"{end.request} ended twice")
             self.ends[end.request] = end
 
     # What must hold in the end.
@@ -279,18 +279,18 @@ class SeedRun:
         for _, request in self.scenario.requests:
             end = self.ends.get(request.id)
             if end is None:
-                raise Violation(f"{request.id} never ended")
+                raise ViolationError(f"{request.id} never ended")
             told = self.told.get(request.id, [])
             expected = alone(request, self.layout, MAX_CONTEXT) if POISON not in request.prompt else []
             if told != expected[: len(told)]:
-                raise Violation(f"{request.id} got {told}, without faults {expected}")
+                raise ViolationError(f"{request.id} got {told}, without faults {expected}")
             if end.reason == "error":
                 if not self.given_up and POISON not in request.prompt:
-                    raise Violation(f"{request.id} ended with an error: {end.message}")
+                    raise ViolationError(f"{request.id} ended with an error: {end.message}")
             elif end.reason != "cancelled" and told != expected:
-                raise Violation(f"{request.id} ended after {told}, without faults {expected}")
+                raise ViolationError(f"{request.id} ended after {told}, without faults {expected}")
         if self.given_up and self._plan() is not None:
-            raise Violation("every request was given up although the machines that are left have room")
+            raise ViolationError("every request was given up although the machines that are left have room")
 
     def _check_nobody_left(self) -> None:
         """When the network is whole and nothing is frozen, no worker stays."""
@@ -300,7 +300,7 @@ class SeedRun:
         self.clock.run(self.clock.now + 60.0, lambda: not any(one.alive for one in self.workers.values()))
         left = [one.name for one in self.workers.values() if one.alive]
         if left:
-            raise Violation(f"workers are left over: {left}")
+            raise ViolationError(f"workers are left over: {left}")
 
     # What workers need.
 
@@ -312,12 +312,6 @@ class SeedRun:
         for line in lines:
             transport.accept(line)
         return lines
-
-    def links_of(self, place: str) -> SimulatedLinks | None:
-        return self.links.get(place)
-
-    def listen(self, place: str, links: SimulatedLinks) -> None:
-        self.links[place] = links
 
     def make_stage(self, order: LoadStage, worker: str) -> ToyStage | Refused:
         host = self.workers[worker].host
@@ -423,13 +417,25 @@ class _Surroundings:
     def __init__(self, run: SeedRun, process: str) -> None:
         self._run, self._process = run, process
         self.network = run.network
-        self.make_machine: MakeMachine = run.make_machine
-        self.dial_engine: Callable[[Process], tuple[Connection, Connection] | None] = run.dial_engine
-        self.links_of = run.links_of
-        self.listen = run.listen
-        self.compute_seconds = run.compute_seconds
-        self.load_seconds = run.load_seconds
-        self.note = run.note
+        self.make_machine = run.make_machine
+
+    def dial_engine(self, process: Process) -> tuple[Connection, Connection] | None:
+        return self._run.dial_engine(process)
+
+    def links_of(self, place: str) -> SimulatedLinks | None:
+        return self._run.links.get(place)
+
+    def listen(self, place: str, links: SimulatedLinks) -> None:
+        self._run.links[place] = links
+
+    def compute_seconds(self, process: Process, work: Work) -> float:
+        return self._run.compute_seconds(process, work)
+
+    def load_seconds(self, process: Process) -> float:
+        return self._run.load_seconds(process)
+
+    def note(self, text: str) -> None:
+        self._run.note(text)
 
     def make_stage(self, order: LoadStage) -> ToyStage | Refused:
         return self._run.make_stage(order, self._process)

@@ -64,7 +64,7 @@ class SimulatedLinks:
         if forward:
             self._dial(epoch, forward, self._network.clock.now + JOIN_SECONDS)
             if self._network.chance.random() < TWICE:
-                self.process.after(0.01, lambda: self._say_hello(epoch, forward))
+                self.process.after(0.01, lambda: self._repeat_hello(epoch, forward))
 
     def send(self, frame: Frame) -> None:
         if self._forward is None or frame.epoch != self._epoch:
@@ -83,6 +83,10 @@ class SimulatedLinks:
         connection.listen(there.process, lambda message: there.visit(connection, message))
         connection.send(self.process, (epoch, self._stage))
         return connection
+
+    def _repeat_hello(self, epoch: int, place: str) -> None:
+        """Whatever is answered, nobody listens."""
+        self._say_hello(epoch, place)
 
     def _dial(self, epoch: int, place: str, deadline: float) -> None:
         if epoch != self._epoch:

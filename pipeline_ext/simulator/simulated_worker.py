@@ -259,7 +259,7 @@ class SimulatedWorker:
         if work.how == "transfers":
             batch = replace(batch, slices=())
         if self._rank or not batch.slices:
-            return [None] * len(batch.slices)
+            return [None for _ in batch.slices]
         hidden = work.hidden
         if work.how == "blank":
             hidden = HiddenStates("float32", batch.token_count, COLUMNS, bytes(8 * batch.token_count))
