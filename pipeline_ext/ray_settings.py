@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backend.library.locations import source_root
+from pipeline_ext.addresses import own_addresses
 
 PEER_RESOURCE = "shardwise-peer-"
 HEAD_RESOURCE = "shardwise-head"
@@ -137,13 +138,13 @@ def port_words(ports: tuple[int, ...]) -> str:
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def firewall_rule(interface_address: str, ports: tuple[int, ...]) -> str:
-    """A command that shuts these ports off for whoever does not come to this address; for people to run, or not."""
-    first, last = min(ports), max(ports)
+def firewall_rule(address: str, ports: tuple[int, ...]) -> str:
+    """A command that shuts these ports off on all interfaces but this address's; for people to run, or not."""
+    interface = next((name for name, each in own_addresses() if each == address), "INTERFACE")
     return (
-        f"nft add table inet shardwise; nft 'add chain inet shardwise input {{ type filter hook input priority 0; }}'; "
-        f"nft add rule inet shardwise input iifname != lo ip daddr != {interface_address} "
-        f"tcp dport {first}-{last} drop"
+        "nft add table inet shardwise; nft 'add chain inet shardwise input { type filter hook input priority 0; }'; "
+        f'nft \'add rule inet shardwise input iifname != {{ "lo", "{interface}" }} '
+        f"tcp dport {min(ports)}-{max(ports)} drop'"
     )
 
 
