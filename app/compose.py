@@ -111,7 +111,7 @@ def compose_server(
         log = engine_log.with_stem(f"{engine_log.stem}-{name}") if engine_log and name else engine_log
         return EngineSupervisor(engine, command=engine_command or engine_program(engine), log_file=log)
 
-    wanted = settings.engine(files, cache_secret)
+    wanted = settings.engine(files, cache_secret, _hub())
     engine = main_engine(wanted, settings, supervised)
     standby = {} if fallback is None else {fallback.name: supervised(fallback_settings(wanted, fallback), "fallback")}
     renderer, watch = ChatRenderer(), GpuWatch()
@@ -145,6 +145,14 @@ def engine_program(engine: EngineSettings) -> Sequence[str]:
     from pipeline_ext.engine_process import STAGED_ENGINE_COMMAND
 
     return STAGED_ENGINE_COMMAND
+
+
+def _hub() -> str:
+    """Where engines ask for this machine's peers; empty where it never had any."""
+    from pipeline_ext.hub_control import socket_path
+    from pipeline_ext.hub_start import last_place
+
+    return str(socket_path()) if last_place() is not None else ""
 
 
 async def _all(*calls: Callable[[], Awaitable[None]]) -> None:
