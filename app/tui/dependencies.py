@@ -66,11 +66,13 @@ class PeersOutside:
         view: the machines as this one's hub knows them, where no server tells.
         invite: a line for another machine; starts the hub where none runs.
         remove: lets a machine go by its id; at once, or when its layers have moved.
+        obstacle: why no machine can be added here, with what to do; empty where one can.
     """
 
     view: Callable[[], PeersView]
     invite: Callable[[], PeerInvite]
     remove: Callable[[str, bool], None]
+    obstacle: Callable[[], str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,8 +50,11 @@ class Outside:
             start=self._start,
             exports=self.folder,
             wizard=self.wizard.outside(),
-            peers=PeersOutside(lambda: _given(self.peers), lambda: _given(self.invite), self._remove),
+            peers=PeersOutside(lambda: _given(self.peers), lambda: _given(self.invite), self._remove, self._obstacle),
         )
+
+    def _obstacle(self) -> str:
+        return str(self.invite) if isinstance(self.invite, ShardwiseError) else ""
 
     def _remove(self, peer: str, at_once: bool) -> None:
         self.asked.append(f"remove {peer}{' at once' if at_once else ''}")

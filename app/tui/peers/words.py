@@ -119,7 +119,7 @@ def details(peer: PeerView) -> list[Content]:
         ("holds", stages or "no layers"),
     ]
     name = ", ".join(filter(None, (peer.name, peer.address, f"version {peer.version}")))
-    lines = [Content.assemble((name, "bold"), (f"  {peer.id}" if peer.id else "  this machine", "$text-muted"))]
+    lines = [Content.assemble((name, "bold"), (f"  {peer.id}", "$text-muted"))]
     lines += [Content.assemble((f"{label:<9}", "$text-muted"), text) for label, text in rows]
     if peer.note:
         lines.append(Content.styled(peer.note, "$text-warning"))

@@ -12,6 +12,8 @@ from textual.widgets import Static
 
 from app.tui.dependencies import PeerInvite
 
+KEYS = "c copies the line, enter closes; in a shell, `shardwise peers invite` prints one"
+
 
 class InviteScreen(ModalScreen[None]):
     """The line is in the clipboard from the start."""
@@ -54,7 +56,7 @@ Copying goes through the terminal (OSC 52); inside tmux it needs `set -g set-cli
             yield Static("On the other machine, where shardwise is installed, run:", markup=False)
             yield Static(self._invite.line, classes="line", markup=False)
             yield Static(self._invite.words, markup=False)
-            yield Static("c copies the line, enter closes", classes="keys", markup=False)
+            yield Static(KEYS, classes="keys", markup=False)
 
     def on_mount(self) -> None:
         self.action_copy()

@@ -25,6 +25,7 @@ from app.tui.widgets.peer_details import PeerDetails
 from app.tui.widgets.peer_table import PeerTable
 from app.tui.widgets.pipeline_view import PipelineView
 from backend.errors import ShardwiseError
+from pipeline_ext.peer_view import PeersView
 
 LOOK_SECONDS = 1.0
 
@@ -87,8 +88,16 @@ When a machine is lost, its layers go to a spare one, or to one with room; answe
         self.query_one(".lead", Static).update(summary(look.view))
         self.query_one(PipelineView).show(pipelines(look.view, look.health))
         self.query_one(PeerTable).show(look.view)
-        self.query_one(".alone").display = len(look.view.peers) <= 1 and not look.view.problem
-        self._say(look.view.problem or trouble_in_words(look.health))
+        self._show_alone(look.view)
+        # That nothing was added yet is no problem, and said in other words.
+        problem = look.view.problem if look.view.state != "none" else ""
+        self._say(problem or trouble_in_words(look.health))
+
+    def _show_alone(self, view: PeersView) -> None:
+        line = self.query_one(".alone", Static)
+        line.display = len(view.peers) <= 1
+        if line.display:
+            line.update((self._manage and self._manage.obstacle()) or ALONE)
 
     def _say(self, problem: str) -> None:
         line = self.query_one(".problem", Static)

@@ -82,7 +82,8 @@ def test_four_machines(snap_compare, outside: Outside, fake: FakeServer, size: t
 
 @SIZES
 def test_alone(snap_compare, outside: Outside, fake: FakeServer, size: tuple[int, int]) -> None:
-    fake.peers = body(PeersView("none", peers=(msgspec.structs.replace(HEAD, stages=()),)))
+    head = msgspec.structs.replace(HEAD, stages=())
+    fake.peers = body(PeersView("none", problem="No machine has been added.", peers=(head,)))
     outside.running = ServerRecord(1, fake.url, fake.model)
 
     async def run(pilot: Pilot) -> None:
@@ -191,12 +192,12 @@ async def test_an_invite_is_in_the_clipboard(fake: FakeServer, outside: Outside)
 
 async def test_without_the_extra_it_says_how_to_install_it_before_a_server_runs(outside: Outside) -> None:
     missing = MissingExtraError("Peers need packages that are not installed", "", 'pip install "shardwise[peers]"')
-    outside.peers = outside.invite = missing
+    outside.invite = missing
     async with ShardwiseApp(outside.dependencies()).run_test(size=(80, 24)) as pilot:
         await on_screen(pilot, StartScreen)
         await pilot.press("f10")
         screen = await on_screen(pilot, PeersScreen)
-        await until(pilot, lambda: "shardwise[peers]" in str(screen.query_one(".problem", Static).render()))
+        await until(pilot, lambda: "shardwise[peers]" in str(screen.query_one(".alone", Static).render()))
         await pilot.press("i")
         await pilot.pause(0.2)
         assert pilot.app.screen is screen
@@ -251,5 +252,10 @@ def test_more_machines_than_anybody_has_are_refused() -> None:
         read_peers(msgspec.json.encode(PeersView("ready", peers=(SPARE,) * 1001)))
 
 
-def test_an_error_is_an_error_of_ours() -> None:
-    assert issubclass(MissingExtraError, ShardwiseError)
+async def test_a_hub_that_cannot_be_asked_is_said(outside: Outside) -> None:
+    outside.peers = ShardwiseError("The hub does not answer", "Why.", "Hint.")
+    async with ShardwiseApp(outside.dependencies()).run_test(size=(80, 24)) as pilot:
+        await on_screen(pilot, StartScreen)
+        await pilot.press("f10")
+        screen = await on_screen(pilot, PeersScreen)
+        await until(pilot, lambda: "does not answer" in str(screen.query_one(".problem", Static).render()))
