@@ -131,7 +131,8 @@ def compose_server(
         return EngineSupervisor(engine, command=engine_command or engine_program(engine), log_file=log)
 
     wanted = settings.engine(files, cache_secret, hub_socket(settings))
-    engine = main_engine(wanted, settings, supervised)
+    copies = [peer.id for peer in joined_peers(settings)] if settings.replicas != 1 else ()
+    engine = main_engine(wanted, settings, supervised, copies)
     standby = {} if fallback is None else {fallback.name: supervised(fallback_settings(wanted, fallback), "fallback")}
     renderer, watch = ChatRenderer(), GpuWatch()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
@@ -11,7 +11,7 @@ from app.settings import ServerSettings
 from backend.engine_client import EngineClient
 from backend.engine_settings import EngineSettings
 from backend.errors import SettingError
-from backend.hardware.machine import read_machine
+from backend.hardware.machine import Machine, read_machine
 from backend.library.files import ModelFiles
 from backend.planner.replicas import replica_count, replicas
 from backend.replicated_engine import ReplicatedEngine
@@ -22,8 +22,12 @@ FALLBACK_POOL = 512 << 20
 MakeEngine = Callable[[EngineSettings, str], EngineClient]
 
 
-def main_engine(wanted: EngineSettings, settings: ServerSettings, engine: MakeEngine) -> EngineClient:
+def main_engine(
+    wanted: EngineSettings, settings: ServerSettings, engine: MakeEngine, peers: Sequence[str] = ()
+) -> EngineClient:
     """What serves the main model. `engine` makes one of settings and a word for its log, empty for the only one.
+
+    peers: ids of the machines that could have copies.
 
     Raises SettingError where the machine cannot be divided so.
     """
@@ -39,11 +43,19 @@ def main_engine(wanted: EngineSettings, settings: ServerSettings, engine: MakeEn
         return disaggregated(here, engine)
     if settings.replicas == 1:
         return engine(wanted, "")
-    machine = read_machine()
-    parts = replicas(here, machine, replica_count(here, machine, settings.replicas))
+    parts = _copies(wanted, read_machine(), settings.replicas, peers)
     if len(parts) == 1:
         return engine(wanted, "")
     return ReplicatedEngine([engine(part, f"copy-{number}") for number, part in enumerate(parts, 1)])
+
+
+def _copies(wanted: EngineSettings, machine: Machine, count: int | None, peers: Sequence[str]) -> list[EngineSettings]:
+    """One copy here, one on each peer, and what is left of the count here again. Raises SettingError."""
+    here = replace(wanted, peers="")
+    away = peers if count is None else peers[: count - 1]
+    there = [replace(wanted, machines=(peer,), pipeline_stages=None, stage_layers=()) for peer in away]
+    local = replica_count(here, machine, None if count is None else count - len(there))
+    return [*replicas(here, machine, local), *there]
 
 
 def fallback_settings(main: EngineSettings, files: ModelFiles) -> EngineSettings:

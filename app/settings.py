@@ -113,8 +113,8 @@ class ServerSettings(BaseSettings):
     )
     replicas: AutoCount = Field(
         1,
-        description="Copies of the model on this machine, each on GPUs of its own, which share requests; auto makes as "
-        "many as there are groups of --tp GPUs.",
+        description="Copies of the model that share requests: one here and one on each machine that has joined, then "
+        "several here, each on GPUs of its own. auto makes as many as there are machines and groups of --tp GPUs.",
     )
     weights: Literal["auto", "model", "int8", "nf4", "fp8"] = Field(
         "model",

@@ -35,6 +35,7 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
         collective_timeout: seconds that a rank waits for the others in one of them.
         pipeline_stages: ranges that the layers are cut into; None takes more than one only where they are needed.
         stage_layers: how many layers each of these has; empty leaves it to the plan.
+        machines: ids of the peers that alone may have stages, of a copy that is not on this machine; empty for all.
         gpus: uuids of the GPUs that this engine may use; empty for all that the server may.
         role: whether the engine serves by itself, or one computes prompts and another goes on with their answers; these
             share `cache_dir`, where the first puts pages for the second.
@@ -64,6 +65,7 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
     collective_timeout: float = 60.0
     pipeline_stages: int | None = None
     stage_layers: tuple[int, ...] = ()
+    machines: tuple[str, ...] = ()
     gpus: tuple[str, ...] = ()
     role: Literal["whole", "prefill", "decode"] = "whole"
     peers: str = ""

@@ -34,6 +34,7 @@ from backend.workers.start_progress import StartProgress
 from backend.workers.worker_messages import Describe, Described, Loading, Refused
 from kvcache.cache_manager import CacheManager
 from kvcache.layout import CacheLayout, build_layout
+from pipeline_ext.chosen_machines import ChosenMachines
 from pipeline_ext.cluster import Cluster, SpawnOrder
 from pipeline_ext.door import Door
 from pipeline_ext.hub_cluster import HubCluster
@@ -105,6 +106,8 @@ def compose_stages(
     check(settings.files)
     local = _local(settings)
     cluster: Cluster = HubCluster(local, HubClient(Path(settings.peers))) if settings.peers else local
+    if settings.machines:
+        cluster = ChosenMachines(cluster, settings.machines)
     if not _is_worth_it(settings, cluster):
         cluster.close()
         return compose_engine(settings, on_progress)
@@ -130,7 +133,8 @@ def _local(settings: EngineSettings) -> ProcessCluster:
 
 def _is_worth_it(settings: EngineSettings, cluster: Cluster) -> bool:
     """Whether there is anything to divide a model over."""
-    return not settings.peers or settings.pipeline_stages is not None or len(cluster.peers()) > 1
+    asked = settings.pipeline_stages is not None or bool(settings.machines)
+    return not settings.peers or asked or len(cluster.peers()) > 1
 
 
 def open_ground(cluster: Cluster, local: ProcessCluster) -> Ground:

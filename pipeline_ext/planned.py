@@ -11,6 +11,7 @@ from backend.hardware.machine import Machine, read_machine
 from backend.hardware.peer_probe import probed
 from backend.library.checks import check
 from backend.planner.model_facts import ModelFacts
+from backend.planner.staged.placing import place_elsewhere
 from pipeline_ext.peer import Peer
 from pipeline_ext.placement import Placeable, place, placeable
 
@@ -40,8 +41,15 @@ def planned_over(settings: EngineSettings, peers: Sequence[Peer] = ()) -> Planne
 def place_over(
     settings: EngineSettings, facts: ModelFacts, machine: Machine, peers: Sequence[Peer] = ()
 ) -> PlannedOver:
-    """The same for facts that are known. Raises ShardwiseError as `planned_over` does."""
-    machines = (Placeable("", "this machine", machine), *(one for one in placeable(peers) if one.id))
+    """The same for facts that are known. Raises ShardwiseError as `planned_over` does.
+
+    Where the settings name machines, this one has no part of the Plan.
+    """
+    others = tuple(one for one in placeable(peers) if one.id)
+    if settings.machines:
+        plan = place_elsewhere(settings, facts, [one.site for one in others])
+        return PlannedOver(Planned(facts, machine, plan, unmeasured=False), others)
+    machines = (Placeable("", "this machine", machine), *others)
     plan = place(settings, facts, machines)
     if not plan.stages:
         # One stage: formats of K and V may have been measured here.
