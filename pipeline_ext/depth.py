@@ -9,7 +9,7 @@ links, and when the slowest stage has had its turn with all m:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 # A period has to be shorter by so much for one more batch to be worth it.
@@ -64,25 +64,37 @@ def best_depth(stages: Sequence[StageTime], delays: float, sequences: int, most:
 class DepthMeter:
     """What was measured of late, and what follows of it.
 
-    Link delays can only be told from batches that waited in no queue: those that found each stage idle.
+    Link delays can only be told from batches that waited in no queue: those that found each stage idle. Batches of one
+    size say nothing of smaller ones, so two sizes are kept in sight: the whole, and what each stage would get.
     """
 
     WINDOW = 64
+    # Batches of each size that count, and for how many others one that did not come any more is believed.
+    OF_A_SIZE = 16
+    MEMORY = 1024
+    # Sizes that differ by less tell the same.
+    ALIKE = 1.5
 
     def __init__(self, stages: int, most: int) -> None:
         """most: batches that may be in flight."""
         self._most = most
-        self._samples: list[deque[tuple[int, float]]] = [deque(maxlen=self.WINDOW) for _ in range(stages)]
+        self._count = stages
+        # Of each size: each stage's seconds, of the last batches; and when the last of them came.
+        self._samples: dict[int, deque[tuple[float, ...]]] = {}
+        self._seen: dict[int, int] = {}
+        self._observed = 0
         self._delays: deque[float] = deque(maxlen=self.WINDOW)
         self._fits: list[StageTime] | None = None
 
     def observe(self, sequences: int, times: Sequence[tuple[float, float]], trip: float) -> None:
         """A batch with one token of each of so many sequences: (computed, idle before) of each stage, and all of it."""
-        if len(times) != len(self._samples) or not sequences:
+        if len(times) != self._count or not sequences:
             return
         self._fits = None
-        for samples, (seconds, _) in zip(self._samples, times, strict=True):
-            samples.append((sequences, seconds))
+        self._observed += 1
+        self._samples.setdefault(sequences, deque(maxlen=self.OF_A_SIZE)).append(tuple(one for one, _ in times))
+        self._seen[sequences] = self._observed
+        self._forget()
         if all(waited > IDLE_SECONDS for _, waited in times):
             self._delays.append(max(0.0, trip - sum(seconds for seconds, _ in times)))
 
@@ -90,17 +102,35 @@ class DepthMeter:
     def stages(self) -> tuple[StageTime, ...]:
         """The stages' times as fitted."""
         if self._fits is None:
-            self._fits = [fit(samples) for samples in self._samples]
+            self._fits = [
+                fit([(size, _median([one[stage] for one in batches])) for size, batches in self._samples.items()])
+                for stage in range(self._count)
+            ]
         return tuple(self._fits)
 
     @property
     def delays(self) -> float:
         """Seconds of a batch's way that nobody computes in: the median."""
-        ordered = sorted(self._delays)
-        return ordered[len(ordered) // 2] if ordered else 0.0
+        return _median(self._delays)
 
     def depth(self, sequences: int) -> int:
         """How many batches should be in flight for so many live sequences."""
-        if not self._samples[0]:
-            return min(len(self._samples), self._most, max(1, sequences))
+        usual = min(self._count, self._most, max(1, sequences))
+        for batches in (usual, 1):
+            if not self._knows(sequences / batches):
+                return batches
         return best_depth(self.stages, self.delays, sequences, self._most)
+
+    def _knows(self, size: float) -> bool:
+        """Whether batches of about this size were measured."""
+        return any(size / self.ALIKE < known < size * self.ALIKE for known in self._samples)
+
+    def _forget(self) -> None:
+        for size, seen in list(self._seen.items()):
+            if self._observed - seen > self.MEMORY:
+                del self._seen[size], self._samples[size]
+
+
+def _median(values: Collection[float]) -> float:
+    """0 of none."""
+    return sorted(values)[len(values) // 2] if values else 0.0

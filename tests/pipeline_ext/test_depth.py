@@ -57,3 +57,26 @@ def test_delays_are_told_by_batches_that_found_all_stages_idle_only():
     meter.observe(8, [(0.01, 0.5)], 7.0)
     assert meter.delays == pytest.approx(0.04)
     assert meter.stages[0].seconds(8) == pytest.approx(0.01)
+
+
+def test_batches_of_one_size_are_not_taken_to_tell_of_others():
+    """Stages that were only seen with all sequences at once look as if smaller batches gained nothing."""
+    meter = DepthMeter(2, 8)
+    for _ in range(100):
+        meter.observe(16, [(0.016, 0.5), (0.016, 0.5)], 0.032)
+    assert meter.depth(16) == 2
+    meter.observe(8, [(0.0085, 0.0), (0.0085, 0.0)], 0.02)
+    assert meter.depth(16) == 2
+    for _ in range(DepthMeter.OF_A_SIZE):
+        meter.observe(8, [(0.0158, 0.0), (0.0158, 0.0)], 0.03)
+    assert meter.depth(16) == 1
+
+
+def test_what_was_measured_long_ago_is_measured_again():
+    meter = DepthMeter(2, 8)
+    for size in (8, 16):
+        meter.observe(size, [(0.01, 0.0), (0.01, 0.0)], 0.02)
+    assert meter.depth(16) == 1
+    for _ in range(DepthMeter.MEMORY + 1):
+        meter.observe(16, [(0.01, 0.0), (0.01, 0.0)], 0.02)
+    assert meter.depth(16) == 2
