@@ -142,7 +142,7 @@ def _options() -> Any:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sequences", type=_counts, default=(1, 16), help="comma-separated counts of answers at once")
     parser.add_argument("--delay", type=float, default=0.0, help="milliseconds to the second stage, one way")
-    parser.add_argument("--layers", type=_counts, default=(15, 15), help="of each stage")
+    parser.add_argument("--layers", type=_counts, default=(), help="of each stage; placement decides without")
     parser.add_argument("--turns", type=int, default=1)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--model", default="starter")

@@ -83,12 +83,17 @@ def test_nothing_is_left_of_a_server_that_ends(server: RunningServer) -> None:
     assert alive == []
 
 
-async def test_three_stages_and_ranks_within_a_stage(
-    starter: ModelFiles, tmp_path_factory: pytest.TempPathFactory, expected: list[Expected]
+@pytest.mark.parametrize(("options", "ranks"), [(("--layers", "8,12,10"), 3), (("--pp", "2", "--tp", "2"), 4)])
+async def test_more_stages_and_ranks_within_them_answer_the_same(
+    starter: ModelFiles,
+    tmp_path_factory: pytest.TempPathFactory,
+    expected: list[Expected],
+    options: tuple[str, ...],
+    ranks: int,
 ) -> None:
     folder = tmp_path_factory.mktemp("server")
-    with running_server(folder, *OPTIONS, "--layers", "8,12,10", "--tp", "2") as running:
-        assert len(running.ranks()) == 6
+    with running_server(folder, *OPTIONS, *options) as running:
+        assert len(running.ranks()) == ranks
         assert await _answers(running) == [answer.text for answer in expected]
 
 
