@@ -171,8 +171,8 @@ class Scheduler:
     def schedule(self, now: float, depth: int = 1) -> Batch:
         """The next step's work, one of `depth` batches that are to be in flight.
 
-        It has no slices only where no sequence is left, or all that are left are in flight or await transfers. Its spans
-        hold until the next call.
+        It has no slices only where no sequence is left, or all that are left are in flight or await transfers. Its
+        spans hold until the next call.
         """
         self.expire(now)
         self._take_in_fetched()
@@ -194,15 +194,20 @@ class Scheduler:
         preemptions, lacking = self._preemptions, False
         decodes = [sequence for sequence in self._running if sequence.remaining == 1]
         prefills = [sequence for sequence in self._running if sequence.remaining > 1]
+        if self._lost.until:
+            prefills = [sequence for sequence in prefills if not sequence.restoring]
         work = StepWork(self._step_tokens)
         if depth > 1:
             decoding = sum(sequence.remaining <= 1 for sequence in self._running)
             del decodes[decode_share(decoding, depth) :]
             work = StepWork(min(self._step_tokens, len(decodes) + self._prompt_share(depth)))
         for sequence in (*decodes, *prefills):
-            count = min(sequence.remaining, work.budget, self._step_tokens - sequence.planned + sequence.computed)
+            count = min(sequence.remaining, work.budget)
+            if depth > 1:
+                # What may be in flight of it, for which the pool has pages beside its window.
+                count = min(count, self._step_tokens - sequence.planned + sequence.computed)
             # An earlier one of this loop may have preempted it.
-            if count > 0 and sequence.status is Status.RUNNING and not sequence.restoring:
+            if count > 0 and sequence.status is Status.RUNNING:
                 if self._make_room(sequence, count, work):
                     work.give(sequence, count)
                 else:
@@ -279,8 +284,8 @@ class Scheduler:
         """Takes in what a Batch, or the part of it that ran, brought: new tokens, and all ends since the last time."""
         tokens: list[Token] = []
         for part, choice in zip(batch.slices, sampled, strict=True):
-            sequence = self._admitted(part)
-            if sequence is None:
+            sequence = self._by_number.get(part.sequence)
+            if sequence is None or sequence.ticket != part.ticket:
                 continue
             self._advance(sequence, part)
             if (part.sample is None) is not (choice is None):
@@ -308,14 +313,14 @@ class Scheduler:
         sequence.planned = max(sequence.planned, sequence.computed)
         if start < sequence.lost:
             self._lost.restored(sequence)
-        self._share(sequence, start)
+        unit = sequence.pages.chain.unit
+        if start // unit != sequence.computed // unit:
+            self._share(sequence, start)
 
     def _share(self, sequence: Sequence, start: int) -> None:
         """Lets others share the pages that have become full since `start`."""
-        unit = sequence.pages.chain.unit
-        if start // unit != sequence.computed // unit:
-            self._cache.offer(sequence.pages, sequence.computed, sequence.tokens)
-            self._prefills.reached(sequence, start)
+        self._cache.offer(sequence.pages, sequence.computed, sequence.tokens)
+        self._prefills.reached(sequence, start)
 
     def _accept(self, sequence: Sequence, choice: Sampled, tokens: list[Token]) -> None:
         """Appends the chosen token, and ends the sequence or makes it ready for the next."""

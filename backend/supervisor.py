@@ -37,6 +37,7 @@ from backend.messages import (
     Submit,
 )
 from backend.planner.plan import Plan
+from backend.rank_statuses import rank_statuses
 from backend.request import Request
 from backend.revival import Death, RevivalPolicy, admissible, guilty, restart_delay
 from backend.running_request import LostTokenError, RunningRequest
@@ -135,24 +136,7 @@ class EngineSupervisor:
     def _ranks(self) -> tuple[RankStatus, ...]:
         if self._ready is None or self._child is None:
             return ()
-        if self._standing is not None:
-            return tuple(
-                RankStatus(
-                    rank=one.rank,
-                    pid=one.pid,
-                    device=one.device,
-                    state="lost" if one.state == "lost" else self._state,
-                    weights_bytes=one.weights_bytes,
-                    stage=one.stage,
-                    peer=one.peer,
-                )
-                for one in self._standing.ranks
-            )
-        ranks = zip(self._ready.rank_pids, self._ready.devices, self._ready.weights_bytes, strict=True)
-        return tuple(
-            RankStatus(rank=rank, pid=pid, device=device, state=self._state, weights_bytes=weights)
-            for rank, (pid, device, weights) in enumerate(ranks)
-        )
+        return rank_statuses(self._ready, self._standing, self._state)
 
     def statistics(self) -> EngineStatistics:
         return carried_on(self._earlier_statistics, self._statistics)

@@ -12,6 +12,7 @@ from backend.events import EngineStatistics
 from backend.measured_rank import MeasuredRank
 from backend.messages import StepOutput, Submit, ToEngine
 from backend.request import Request
+from backend.standing import Standing
 
 OUTPUT = StepOutput((), (), EngineStatistics())
 
@@ -72,6 +73,9 @@ class TidyingEngine:
 
     def statistics(self) -> EngineStatistics:
         return OUTPUT.statistics
+
+    def standing(self) -> Standing | None:
+        return None
 
     def measure(self) -> tuple[MeasuredRank, ...]:
         return ()

@@ -18,6 +18,7 @@ from backend.engine_settings import EngineSettings
 from backend.errors import BrokenModelError
 from backend.executor import Executor
 from backend.measured_rank import MeasuredRank
+from backend.one_batch import OneBatch
 from backend.planner.plan import MemoryTerm, Plan
 from backend.scheduler import Scheduler
 from backend.workers.meeting import Meeting
@@ -36,7 +37,7 @@ MAX_CONTEXT = 4096
 STEP_TOKENS = 256
 
 
-class HashingExecutor:
+class HashingExecutor(OneBatch):
     """A HashingRank in the engine's own process."""
 
     def __init__(self, options: EngineOptions, page_tokens: int) -> None:

@@ -16,7 +16,8 @@ async def test_health_tells_the_truth(open_endpoint, state: str):
         assert body["status"] == state
         engine = body["engines"][0]
         assert (engine["model"], engine["state"], engine["pid"]) == ("fake", state, 1234)
-        assert engine["ranks"] == [{"rank": 0, "pid": 4321, "device": "cpu", "state": state, "weights_bytes": 1000}]
+        rank = {"rank": 0, "pid": 4321, "device": "cpu", "state": state, "weights_bytes": 1000, "stage": 0, "peer": ""}
+        assert engine["ranks"] == [rank]
         assert engine["stages"] == [{"stage": "load", "seconds": 0.5, "done": 10, "total": 10, "finished": True}]
         assert engine["error"] == ("why" if state == "failed" else "")
 
