@@ -11,17 +11,15 @@ It runs in `turn`, over the transport's clock; batches are `flights`'. Each wait
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from backend.batch import Batch
-from backend.errors import ShardwiseError
 from backend.measured_rank import MeasuredRank
-from backend.standing import RankStanding, Standing
+from backend.standing import Standing
 from backend.workers.worker_messages import Step
-from pipeline_ext.cluster import Cluster, SpawnError, SpawnOrder
-from pipeline_ext.failover import Decision, GiveUp, Replace, Replan, Situation, Wait, decide
-from pipeline_ext.failover_facts import candidates_of
+from pipeline_ext.cluster import Cluster
+from pipeline_ext.crew_starter import CrewStarter, Door
+from pipeline_ext.failover import Decision, GiveUp, Replace, Replan, Wait, decide
 from pipeline_ext.flights import Flight, Flights, ProtocolError
 from pipeline_ext.link_troubles import LinkTroubles
 from pipeline_ext.messages import (
@@ -39,10 +37,10 @@ from pipeline_ext.messages import (
     ToStage,
     encoder,
 )
-from pipeline_ext.peer import Peer
 from pipeline_ext.pipeline_limits import PipelineLimits
 from pipeline_ext.stage_crew import StageCrew
 from pipeline_ext.stage_loads import StageLoads
+from pipeline_ext.stage_slot import StageSlot, situation_of, standing_of
 from pipeline_ext.transport import Arrived, Event, Gone, Heard, Transport
 
 
@@ -53,30 +51,6 @@ class Ended:
     reason: str
     replan: bool
     refused: Refused | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Door:
-    """Where workers of each machine come to, and what they show there."""
-
-    place: Callable[[str], str]
-    secret: bytes
-
-
-@dataclass(slots=True)
-class _Slot:
-    """One stage: who serves it, and who is getting ready to."""
-
-    stage: int
-    home: str
-    crew: StageCrew | None = None
-    successor: StageCrew | None = None
-    since: float = 0.0
-    again: float = 0.0
-    failures: dict[str, int] = field(default_factory=dict)
-    retry_at: dict[str, float] = field(default_factory=dict)
-    refused: set[str] = field(default_factory=set)
-    trouble: str = ""
 
 
 class PipelineMachine:
@@ -91,8 +65,8 @@ class PipelineMachine:
         limits: PipelineLimits,
     ) -> None:
         self._loads, self._transport, self._cluster = loads, transport, cluster
-        self._door, self._limits = door, limits
-        self._slots = [_Slot(stage, loads.home(stage)) for stage in range(len(loads))]
+        self._limits = limits
+        self._slots = [StageSlot(stage, loads.home(stage)) for stage in range(len(loads))]
         self._last = transport.now()
         self._time = 0.0
         self._quiet = 0.0
@@ -102,9 +76,7 @@ class PipelineMachine:
         self._joined: set[str] = set()
         self._links = LinkTroubles(limits)
         self._breaks = 0
-        self._spawned = 0
-        self._peers: tuple[Peer, ...] = ()
-        self._looked = float("-inf")
+        self._starter = CrewStarter(loads, cluster, door, limits)
         self._released: set[str] = set()
         self._measured: dict[str, MeasuredRank] = {}
         self._emptied: set[int] = set()
@@ -175,20 +147,7 @@ class PipelineMachine:
 
     def report(self) -> Standing:
         """All ranks and what people should know."""
-        ranks: list[RankStanding] = []
-        for slot in self._slots:
-            crew = slot.crew or slot.successor
-            for worker in crew.workers if crew is not None else ("",) * len(self._loads.need(slot.stage).ranks):
-                ranks.append(self._rank(len(ranks), slot, crew, worker))
-        return Standing(tuple(ranks), "; ".join(slot.trouble for slot in self._slots if slot.trouble))
-
-    def _rank(self, number: int, slot: _Slot, crew: StageCrew | None, worker: str) -> RankStanding:
-        state = "ready" if slot.crew is not None and crew is slot.crew else "lost"
-        if crew is None:
-            return RankStanding(number, slot.stage, slot.home, 0, "", 0, state)
-        loaded = crew.loaded.get(worker)
-        device, weights = ("", 0) if loaded is None else (loaded.device, loaded.weights_bytes)
-        return RankStanding(number, slot.stage, crew.peer.id, crew.pids.get(worker, 0), device, weights, state)
+        return standing_of(self._slots, self._loads)
 
     # What moves it.
 
@@ -235,7 +194,7 @@ class PipelineMachine:
                 except ProtocolError as error:
                     crew.lose(f"broke the protocol: {error}")
 
-    def _hear(self, slot: _Slot, crew: StageCrew, worker: str, message: object, now: float) -> None:
+    def _hear(self, slot: StageSlot, crew: StageCrew, worker: str, message: object, now: float) -> None:
         match message:
             case StageDone() | StageFailed() if self._counts(message.epoch):
                 self._quiet = 0.0
@@ -281,30 +240,25 @@ class PipelineMachine:
             if slot.crew is not None and (cause := slot.crew.check(now, elapsed)) is not None:
                 self._lose_crew(slot, slot.crew, cause, now)
 
-    def _lose_successor(self, slot: _Slot, crew: StageCrew, cause: str, now: float) -> None:
+    def _lose_successor(self, slot: StageSlot, crew: StageCrew, cause: str, now: float) -> None:
         slot.successor, slot.trouble = None, cause
-        self._fail_there(slot, crew.peer.id, now)
+        slot.fail_at(crew.peer.id, now, self._limits.retry)
         if crew.refused is not None:
             slot.refused.add(crew.peer.id)
         self._dismiss(crew)
         if not self._started:
             self.ended = Ended(cause, False, crew.refused)
 
-    def _lose_crew(self, slot: _Slot, crew: StageCrew, cause: str, now: float) -> None:
+    def _lose_crew(self, slot: StageSlot, crew: StageCrew, cause: str, now: float) -> None:
         slot.crew, slot.home, slot.trouble = None, crew.peer.id, cause
         slot.since, slot.again = now, now
         self._emptied.add(slot.stage)
         # Whatever took the workers may have taken their machine.
-        self._looked = float("-inf")
+        self._starter.look_again()
         self._dismiss(crew)
         self._break(cause)
         if not self._started:
             self.ended = Ended(cause, True, crew.refused)
-
-    def _fail_there(self, slot: _Slot, peer: str, now: float) -> None:
-        """The stage could not be brought up there, or kept; it may be tried again a little later."""
-        slot.failures[peer] = slot.failures.get(peer, 0) + 1
-        slot.retry_at[peer] = now + self._limits.retry * slot.failures[peer]
 
     def _break(self, cause: str) -> None:
         """Nothing in flight will be told of."""
@@ -330,7 +284,7 @@ class PipelineMachine:
         if self.ended is None and all(slot.crew is not None for slot in self._slots):
             self._join(now)
 
-    def _mend(self, slot: _Slot, now: float) -> None:
+    def _mend(self, slot: StageSlot, now: float) -> None:
         """A stage without a crew gets the one that is ready, or one is made ready."""
         if slot.successor is not None:
             if slot.successor.ready:
@@ -342,33 +296,14 @@ class PipelineMachine:
             return self._begin_there(slot, slot.home, now)
         self._act(slot, self._decide(slot, now, leaving=False), now)
 
-    def _decide(self, slot: _Slot, now: float, *, leaving: bool) -> Decision:
-        peers = self._look(now)
-        for peer in [peer for peer, at in slot.retry_at.items() if now > at + self._limits.forget]:
-            del slot.retry_at[peer], slot.failures[peer]
-            slot.refused.discard(peer)
-        held: dict[str, list[int]] = {}
-        for other in self._slots:
-            for crew in (other.crew, other.successor):
-                if crew is not None:
-                    held.setdefault(crew.peer.id, []).append(other.stage)
-        needs = [self._loads.need(stage) for stage in range(len(self._slots))]
+    def _decide(self, slot: StageSlot, now: float, *, leaving: bool) -> Decision:
         return decide(
-            Situation(
-                stage=slot.stage,
-                need=needs[slot.stage],
-                candidates=candidates_of(peers, needs, held, slot.stage, slot.failures, slot.retry_at, slot.refused),
-                now=now,
-                since=slot.since,
-                home=slot.home,
-                most_failures=self._limits.failures,
-                wait=self._limits.wait,
-                replan=self._loads.can_replan(tuple(peer for peer in peers if peer.health == "alive")),
-                leaving=leaving,
+            situation_of(
+                slot, self._slots, self._loads, self._starter.machines(now), self._limits, now, leaving=leaving
             )
         )
 
-    def _act(self, slot: _Slot, decision: Decision, now: float) -> None:
+    def _act(self, slot: StageSlot, decision: Decision, now: float) -> None:
         slot.trouble = decision.reason
         match decision:
             case Replace(peer=peer):
@@ -380,41 +315,24 @@ class PipelineMachine:
             case GiveUp(reason=reason):
                 self.ended = Ended(reason, False)
 
-    def _begin_there(self, slot: _Slot, peer_id: str, now: float) -> None:
-        """Spawns a crew on this machine, or counts that as failed."""
-        peer = next((peer for peer in self._look(now) if peer.id == peer_id), None)
-        if peer is None:
-            self._fail_there(slot, peer_id, now)
-            if not self._started:
-                self.ended = Ended(f"the machine of stage {slot.stage} is not known any more", True)
-            return
+    def _begin_there(self, slot: StageSlot, peer: str, now: float) -> None:
+        """Starts a crew on this machine, or counts that as failed."""
         others = tuple(
             other.stage
             for other in self._slots
             for crew in (other.crew, other.successor)
-            if crew is not None and crew.peer.id == peer_id
+            if crew is not None and crew.peer.id == peer
         )
-        try:
-            orders = self._loads.orders(slot.stage, peer, others)
-            crew = StageCrew(slot.stage, peer, self._names(slot.stage, len(orders)), orders, self._limits, now)
-            order = SpawnOrder(
-                crew.workers, self._door.place(peer_id), self._door.secret, self._loads.environment(slot.stage, peer)
-            )
-            self._cluster.spawn(peer_id, order)
-        except (ShardwiseError, SpawnError) as error:
-            self._fail_there(slot, peer_id, now)
-            slot.trouble = f"stage {slot.stage} could not be started on {peer.name or 'this machine'}: {error}"
-            if not self._started:
-                self.ended = Ended(slot.trouble, True)
+        started = self._starter.start(slot.stage, peer, others, now)
+        if isinstance(started, StageCrew):
+            slot.successor = started
             return
-        slot.successor = crew
+        slot.trouble = started
+        slot.fail_at(peer, now, self._limits.retry)
+        if not self._started:
+            self.ended = Ended(started, True)
 
-    def _names(self, stage: int, count: int) -> tuple[str, ...]:
-        """Never used before."""
-        self._spawned += 1
-        return tuple(f"stage-{stage}-{self._spawned}-{rank}" for rank in range(count))
-
-    def _succeed(self, slot: _Slot) -> None:
+    def _succeed(self, slot: StageSlot) -> None:
         """The successor takes over; a crew that served until now goes."""
         old, slot.crew, slot.successor, slot.trouble = slot.crew, slot.successor, None, ""
         slot.failures.clear()
@@ -468,8 +386,7 @@ class PipelineMachine:
             if not len(self.flights):
                 self._break_politely(now)
             return
-        if now - self._looked >= self._limits.look:
-            self._look(now)
+        if self._starter.is_time_to_look(now):
             self._let_leave(now)
 
     def _break_politely(self, now: float) -> None:
@@ -478,7 +395,7 @@ class PipelineMachine:
 
     def _let_leave(self, now: float) -> None:
         """Stages on machines that are leaving get successors; machines that are not needed may go."""
-        leaving = {peer.id for peer in self._peers if peer.health == "leaving"}
+        leaving = {peer.id for peer in self._starter.machines(now) if peer.health == "leaving"}
         for slot in self._slots:
             crew = slot.crew
             if crew is not None and crew.peer.id in leaving and slot.successor is None and now >= slot.again:
@@ -502,18 +419,12 @@ class PipelineMachine:
         if slot.crew is not None and slot.crew.peer.id == "" and self._slots[link].crew is not None:
             slot = self._slots[link]
         if slot.crew is not None:
-            self._fail_there(slot, slot.crew.peer.id, now)
+            slot.fail_at(slot.crew.peer.id, now, self._limits.retry)
             slot.failures[slot.crew.peer.id] = self._limits.failures
             self._links.forget()
             self._lose_crew(slot, slot.crew, f"is given up, because its link does not hold: {text}", now)
 
-    def _look(self, now: float) -> tuple[Peer, ...]:
-        """The machines, asked for at most each `look` seconds."""
-        if now - self._looked >= self._limits.look:
-            self._peers, self._looked = self._cluster.peers(), now
-        return self._peers
-
-    def _find(self, worker: str) -> tuple[_Slot | None, StageCrew | None]:
+    def _find(self, worker: str) -> tuple[StageSlot | None, StageCrew | None]:
         for slot in self._slots:
             for crew in (slot.crew, slot.successor):
                 if crew is not None and worker in crew.workers:

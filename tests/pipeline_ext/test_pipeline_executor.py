@@ -15,6 +15,7 @@ from backend.request import Sampling
 from backend.workers.worker_messages import Choice
 from kvcache.transfer import Place, Tier, Transfer, TransferDone
 from pipeline_ext.cluster import SpawnError, SpawnOrder
+from pipeline_ext.crew_starter import Door
 from pipeline_ext.messages import (
     FromStage,
     Join,
@@ -35,10 +36,10 @@ from pipeline_ext.messages import (
     to_stage_decoder,
 )
 from pipeline_ext.peer import Health, Peer
-from pipeline_ext.pipeline import Door, PipelineMachine
+from pipeline_ext.pipeline import PipelineMachine
 from pipeline_ext.pipeline_executor import PipelineExecutor, StageRefusedError
 from pipeline_ext.pipeline_limits import PipelineLimits
-from pipeline_ext.simulator.seed_run import SimulatedLoads
+from pipeline_ext.simulator.simulated_loads import SimulatedLoads
 from pipeline_ext.transport import Arrived, Event, Gone, Heard
 
 BEAT = 0.5
