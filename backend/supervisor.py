@@ -18,10 +18,11 @@ import structlog
 
 from backend.engine_child import EngineChild
 from backend.engine_client import EngineState, EngineStatus, RankStatus
+from backend.engine_failures import gave_up, guilt, refused
 from backend.engine_settings import EngineSettings
 from backend.errors import EngineUnavailableError, ShardwiseError
 from backend.events import End, EndReason, EngineStatistics, Start, Token
-from backend.exit_status import describe_exit, without_pids
+from backend.exit_status import describe_exit
 from backend.lasting_statistics import begun_again, carried_on
 from backend.measured_rank import MeasuredRank, differences
 from backend.messages import (
@@ -166,7 +167,7 @@ class EngineSupervisor:
     async def generate(self, request: Request) -> AsyncGenerator[Start | Token | End]:
         """See `EngineClient.generate`."""
         if self._draining or self._failure is not None:
-            raise self._unavailable()
+            raise refused(self.model, self._failure)
         if request.id in self._running:
             raise ValueError(f"a request {request.id} is running already")
         running = RunningRequest(request)
@@ -186,17 +187,6 @@ class EngineSupervisor:
             if timer is not None:
                 timer.cancel()
             self._cancel(running)
-
-    def _unavailable(self) -> EngineUnavailableError:
-        if self._failure is not None:
-            return EngineUnavailableError(
-                f"The engine of {self.model} has failed", str(self._failure), "Start the server again."
-            )
-        return EngineUnavailableError(
-            "The server is shutting down",
-            "Requests that were running are finished first.",
-            "Try again later.",
-        )
 
     async def start(self) -> None:
         if self._task is None:
@@ -220,11 +210,11 @@ class EngineSupervisor:
             while True:
                 cause = await self._live()
                 if self._start_failed is not None:
-                    refused = self._start_failed
-                    return self._fail(EngineUnavailableError(refused.what, refused.why, refused.hint))
+                    told = self._start_failed
+                    return self._fail(EngineUnavailableError(told.what, told.why, told.hint))
                 delay = self._account_for(cause)
                 if delay is None:
-                    return self._fail(self._gave_up(cause))
+                    return self._fail(gave_up(len(self._deaths), cause, self._log_file))
                 self._restarts += 1
                 await asyncio.sleep(delay)
         except Exception as error:  # the edge of a task: nobody would see it otherwise
@@ -355,20 +345,9 @@ class EngineSupervisor:
         suspicions = {name: running.suspicions for name, running in self._running.items()}
         for name in guilty(self._policy, suspicions):
             log.error("request ended: the engine died each time it ran", request=name)
-            message = (
-                f"The engine died {self._policy.suspicions} times while it ran this request ({without_pids(cause)})."
-            )
-            self._end(self._running[name], End(name, "error", message))
+            self._end(self._running[name], End(name, "error", guilt(self._policy.suspicions, cause)))
             self._deaths.clear()
         return restart_delay(self._policy, self._deaths)
-
-    def _gave_up(self, cause: str) -> EngineUnavailableError:
-        where = f"Its own messages are in {self._log_file}." if self._log_file else "Its own messages are above."
-        return EngineUnavailableError(
-            f"The engine died {len(self._deaths)} times in a row without bringing a token",
-            f"The last time, {without_pids(cause)}.",
-            where,
-        )
 
     def _fail(self, failure: ShardwiseError) -> None:
         log.error("engine failed", model=self.model, what=failure.what, why=failure.why)

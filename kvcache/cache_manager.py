@@ -1,6 +1,7 @@
 """CacheManager: gives sequences pages in all cache groups, takes them back, and lets equal prefixes share them.
 
-Who gets pages is not its choice. What evicted pages become, and where they come back from, is `lower_tiers`'s.
+Who gets pages is not its choice. Which prefix is kept is for `hit_finder` to say; what evicted pages become, and where
+they come back from, is `lower_tiers`'s.
 """
 
 from __future__ import annotations
@@ -8,32 +9,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Many
-from dataclasses import replace
 from itertools import islice
 
 from kvcache.cache_counts import CacheCounts, describe
-from kvcache.fetch_choice import Copy, worth_fetching
 from kvcache.hand_over import HandOvers
 from kvcache.hit import Hit
+from kvcache.hit_finder import HitFinder
 from kvcache.layout import CacheLayout
 from kvcache.lower_tiers import BUSY_STORES, IDLE_STORES, LOOKED_AT, SECOND_USE, LowerTiers
 from kvcache.page_key import KeyChain, root_of
 from kvcache.page_pool import PagePool
 from kvcache.page_table import PageTable
-from kvcache.prefix_hit import Either, first_page_seen, longest_prefix
 from kvcache.prefix_index import IndexedPage, PrefixIndex
 from kvcache.sequence_pages import SequencePages
 from kvcache.statistics import CacheMap, CacheStatistics
-from kvcache.transfer import DiskIndex, PageKey, Place, Tier, Transfer, TransferDone
+from kvcache.transfer import DiskIndex, Place, Tier, Transfer, TransferDone
 
 MAP_CELLS = 1024
 
 # The tokens at positions from the first number to before the second.
 TokenRange = Callable[[int, int], Many[int]]
-
-
-# Of so many fetches that were dearer than computing, one is made nevertheless: rates change.
-DECLINES_TO_TRY = 16
 
 
 class CacheManager:
@@ -64,10 +59,10 @@ class CacheManager:
         self._shape = self._empty_tables()
         self.span = max(group.page_tokens for group in layout.groups)
         self._lower = LowerTiers(host_pages, disk, pages, keeps_on_disk=not apart)
-        self._apart = apart
         self._hand_overs = HandOvers(self._pool, self._index, self._lower)
         self._fetches: dict[int, SequencePages] = {}
         self._counts = CacheCounts()
+        self._hits = HitFinder(layout, self._pool, self._index, self._lower, self._counts, fetch_always=apart)
 
     def _empty_tables(self) -> tuple[PageTable, ...]:
         return tuple(PageTable(group.page_tokens, group.window, group.chunked) for group in self.layout.groups)
@@ -104,70 +99,7 @@ class CacheManager:
         fetch: whether lower tiers are asked as well, where copying is cheaper than computing.
         """
         self._extend(pages, length, tokens)
-        groups, keys = self.layout.groups, pages.chain.keys
-        on_device = longest_prefix(groups, keys, length - 1, self._index)
-        if not fetch or not self._lower.there:
-            return self._hit(pages, on_device, on_device)
-        anywhere = longest_prefix(groups, keys, length - 1, Either(self._index, self._lower))
-        if anywhere == on_device:
-            return self._hit(pages, on_device, on_device)
-        hit = self._hit(pages, anywhere, on_device)
-        if hit.arriving or self._is_worth_fetching(hit):
-            return hit
-        return replace(self._hit(pages, on_device, on_device), declined=True)
-
-    def _hit(self, pages: SequencePages, length: int, on_device: int) -> Hit:
-        """The hit that ends at `length`."""
-        groups = self.layout.groups
-        first = tuple(first_page_seen(group, length) for group in groups)
-        found = tuple(
-            tuple(self._page_of(key) for key in own[begin : length // group.page_tokens])
-            for group, own, begin in zip(groups, pages.chain.keys, first, strict=True)
-        )
-        hit = Hit(
-            tokens=length,
-            first=first,
-            pages=found,
-            missing=sum(own.count(None) for own in found),
-            held=sum(
-                page is not None and self._pool.count(page) > 0
-                for group, own in zip(groups, found, strict=True)
-                if group.window is None
-                for page in own
-            ),
-            tokens_on_device=on_device,
-        )
-        if not hit.missing:
-            return hit
-        keys = [key for _, _, key in self._missing(pages, hit)]
-        on_disk = sum(self._lower.tier_of(key) is Tier.DISK for key in keys)
-        return replace(hit, missing_on_disk=on_disk, arriving=any(map(self._lower.is_arriving, keys)))
-
-    def _page_of(self, key: PageKey) -> int | None:
-        entry = self._index.find(key)
-        return None if entry is None else entry.page
-
-    def _missing(self, pages: SequencePages, hit: Hit) -> list[tuple[int, int, PageKey]]:
-        """(group, place in the hit's pages, key) of what the device does not hold."""
-        if not hit.missing:
-            return []
-        return [
-            (group, place, pages.chain.keys[group][hit.first[group] + place])
-            for group, own in enumerate(hit.pages)
-            for place, page in enumerate(own)
-            if page is None
-        ]
-
-    def _is_worth_fetching(self, hit: Hit) -> bool:
-        if self._apart:
-            return True
-        pages = {Tier.DISK: hit.missing_on_disk, Tier.HOST: hit.missing - hit.missing_on_disk}
-        copies = [
-            Copy(count * self.layout.page_bytes, self._lower.book.rate(tier, Tier.DEVICE))
-            for tier, count in pages.items()
-        ]
-        worth = worth_fetching(hit.tokens - hit.tokens_on_device, copies, self._counts.compute_rate)
-        return worth or self._counts.declined_fetches % DECLINES_TO_TRY == DECLINES_TO_TRY - 1
+        return self._hits.find(pages.chain.keys, length, fetch=fetch)
 
     def adopt(self, pages: SequencePages, hit: Hit) -> bool:
         """Gives a sequence, which has no pages, those of a hit, and orders what must be fetched.
@@ -194,7 +126,7 @@ class CacheManager:
 
     def _fetch(self, pages: SequencePages, hit: Hit) -> dict[tuple[int, int], int]:
         """Device pages for all that is missing, by group and place, with orders to fill them."""
-        missing = self._missing(pages, hit)
+        missing = hit.missing_keys(pages.chain.keys)
         # Before places are made: making them may evict from the host.
         # Tails first, so that on disk, too, the beginning of a chain is the newest.
         sources = [self._lower.hold(key) for _, _, key in reversed(missing)][::-1]

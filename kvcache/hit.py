@@ -1,8 +1,11 @@
-"""Hit: the longest prefix of a sequence that is kept somewhere, as plain data. Finding it is CacheManager's."""
+"""Hit: the longest prefix of a sequence that is kept somewhere, as plain data. Finding it is HitFinder's."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Many
 from dataclasses import dataclass
+
+from kvcache.transfer import PageKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +32,17 @@ class Hit:
     missing_on_disk: int = 0
     arriving: bool = False
     declined: bool = False
+
+    def missing_keys(self, keys: Many[Many[PageKey]]) -> list[tuple[int, int, PageKey]]:
+        """(group, place in `pages`, key) of what the device does not hold.
+
+        keys: of each group's pages, from the sequence's first on.
+        """
+        if not self.missing:
+            return []
+        return [
+            (group, place, keys[group][self.first[group] + place])
+            for group, own in enumerate(self.pages)
+            for place, page in enumerate(own)
+            if page is None
+        ]

@@ -6,7 +6,7 @@ import pytest
 
 from backend.request import Request, Sampling
 from backend.scheduler import Scheduler
-from kvcache import cache_manager
+from kvcache import cache_manager, hit_finder
 from kvcache.cache_manager import CacheManager
 from kvcache.host_index import HostIndex
 from kvcache.layout import Keeps, LayerCache, build_layout
@@ -40,20 +40,20 @@ def test_shared_prefixes_are_served_from_the_cache():
 
 @pytest.mark.parametrize("mutation", ["no salt", "no class", "no windows", "no last token", "not kept"])
 def test_the_checks_notice_what_must_not_be_shared(mutation: str, monkeypatch: pytest.MonkeyPatch):
-    longest = cache_manager.longest_prefix
+    longest = hit_finder.longest_prefix
     if mutation == "no salt":
         monkeypatch.setattr(cache_manager, "root_of", lambda space, salt, kind: root_of(space, kind))
     elif mutation == "no class":
         monkeypatch.setattr(cache_manager, "root_of", lambda space, salt, kind: root_of(space, salt))
     elif mutation == "no windows":
         monkeypatch.setattr(
-            cache_manager,
+            hit_finder,
             "longest_prefix",
             lambda groups, keys, limit, held: longest(groups[:1], keys[:1], limit, held),
         )
     elif mutation == "no last token":
         monkeypatch.setattr(
-            cache_manager, "longest_prefix", lambda groups, keys, limit, held: longest(groups, keys, limit + 1, held)
+            hit_finder, "longest_prefix", lambda groups, keys, limit, held: longest(groups, keys, limit + 1, held)
         )
     else:
         monkeypatch.setattr(PagePool, "keep", lambda pool, page: None)

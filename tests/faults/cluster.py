@@ -83,12 +83,16 @@ class FaultCluster:
         """It was removed: to come back it needs another invite."""
         self._agents.pop(host.name, None)
 
-    def end(self) -> None:
-        """Ends the server, the peers and the hub, each by its own way."""
+    def end_server(self) -> None:
+        """As Ctrl+C does."""
         if self.server is not None:
             self.server.terminate()
             with suppress(subprocess.TimeoutExpired):
                 self.server.wait(30)
+
+    def end(self) -> None:
+        """Ends the server, the peers and the hub, each by its own way."""
+        self.end_server()
         for agent in self._agents.values():
             agent.terminate()
         for agent in self._agents.values():
@@ -158,6 +162,10 @@ class FaultCluster:
                 host.signal_all(signal.SIGKILL)
                 self.join(host) if agent is not None else self.join(host, self.invite())
         wait_for(self.whole, START_SECONDS, lambda: json.dumps([self.health(), self.machines()], indent=1))
+        if not self.holders():
+            # All layers went to the head, and stay there: what comes back is spare.
+            self.end_server()
+            self.serve()
 
     def workers(self) -> dict[int, Host]:
         """The processes that compute stages, with the host that each runs on."""

@@ -51,14 +51,15 @@ def _machine_freezes(scene: Scene) -> None:
 
 def _no_spare(scene: Scene) -> None:
     """Before it, so that a machine that already has layers, or the head, has to take more."""
-    for host in scene.cluster.spares():
-        host.signal_all(signal.SIGKILL)
+    dead = {host.name for host in scene.cluster.spares()}
+    for name in dead:
+        scene.cluster.hosts[name].signal_all(signal.SIGKILL)
     until = time.monotonic() + 30
     while time.monotonic() < until:
-        if not any(each["health"] == "alive" and not each["stages"] for each in scene.cluster.machines()):
+        if not any(each["health"] == "alive" and each["name"] in dead for each in scene.cluster.machines()):
             return
         time.sleep(0.1)
-    scene.problems.append("a dead spare machine is still called alive after 30 s")
+    scene.problems.append("a dead machine is still called alive after 30 s")
 
 
 def _agent_dies(scene: Scene) -> None:
