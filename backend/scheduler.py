@@ -25,7 +25,7 @@ from backend.batch import Batch, Sampled, Slice
 from backend.ending import answer_end, refusal
 from backend.errors import SettingError
 from backend.events import End, EndReason, EngineStatistics, Start, Token
-from backend.lost_pages import BusyPages, LostPages, can_restore
+from backend.lost_pages import LostPages, can_restore
 from backend.prefills import Prefills
 from backend.request import Request
 from backend.room import Room, longest_sequence
@@ -93,8 +93,7 @@ class Scheduler:
         self._deadlines: list[tuple[float, int]] = []  # heap of (deadline, number); finished ones leave late
         self._cancelled: list[int] = []
         self._prefills = Prefills(cache.span)
-        self._lost = LostPages()
-        self._restored_last = False
+        self._lost = LostPages(step_tokens, self._share)
         self._starts: list[Start] = []
         self._ends: list[End] = []
         # Ends to be told when the pages of the sequence have been handed over, by the order's number.
@@ -177,17 +176,9 @@ class Scheduler:
         self.expire(now)
         self._take_in_fetched()
         self._steps += 1
-        return self._restore_or_plan(depth) if self._lost.until else self._plan(depth)
-
-    def _restore_or_plan(self, depth: int) -> Batch:
-        """Computes lost pages again in turn with other work, so that whoever is complete again moves on."""
-        if not any(sequence.computed < sequence.lost for sequence in self._running):
-            self._lost.over()
-            return self._plan(depth)
-        self._restored_last = not self._restored_last
-        first, second = (self._restore, self._plan) if self._restored_last else (self._plan, self._restore)
-        batch = first(depth)
-        return batch if batch.slices or batch.transfers else second(depth)
+        if self._lost.left(self._running):
+            return self._lost.in_turn(self._running, self._steps, depth, self._plan)
+        return self._plan(depth)
 
     def _plan(self, depth: int) -> Batch:
         """A step's work by the one rule."""
@@ -225,26 +216,6 @@ class Scheduler:
                 break
             tokens += sequence.length
         return token_share(tokens, self._step_tokens, depth)
-
-    def _restore(self, depth: int) -> Batch:
-        """A batch that computes again what stages have lost, the first sequences' first."""
-        tokens = sum(max(0, one.lost - one.computed) for one in self._running)
-        work = StepWork(token_share(tokens, self._step_tokens, depth))
-        busy = BusyPages(self._running)
-        for sequence in self._running:
-            if work.budget > 0 and sequence.restoring and self._may_restore(sequence, busy):
-                work.give(sequence, min(sequence.lost - sequence.planned, work.budget))
-                busy.add(sequence)
-        return work.batch(self._steps, (), self._lost.until)
-
-    def _may_restore(self, sequence: Sequence, busy: BusyPages) -> bool:
-        """Passes over what others have computed again. Whether something is left that nobody is computing now."""
-        if sequence.planned > sequence.computed:
-            return True
-        start = sequence.computed
-        sequence.computed = sequence.planned = max(start, self._lost.first_missing(sequence))
-        self._share(sequence, start)
-        return sequence.restoring and busy.holds_none_of(sequence)
 
     def void(self) -> None:
         """Nothing of what is in flight will be committed: it is planned again."""
