@@ -21,6 +21,7 @@ from collections.abc import Sequence as Many
 from dataclasses import replace
 from heapq import heappop, heappush
 
+from backend.admission import Admission, order
 from backend.batch import Batch, Sampled, Slice
 from backend.ending import answer_end, refusal
 from backend.errors import SettingError
@@ -28,14 +29,13 @@ from backend.events import End, EndReason, EngineStatistics, Start, Token
 from backend.lost_pages import LostPages, can_restore
 from backend.prefills import Prefills
 from backend.request import Request
-from backend.room import Room, longest_sequence
+from backend.room import longest_sequence
 from backend.rope_class import rope_class
 from backend.sequence import Sequence, Status
 from backend.sequence_checks import check_sequences
 from backend.shares import decode_share, token_share
 from backend.step_work import StepWork
 from kvcache.cache_manager import CacheManager
-from kvcache.hit import Hit
 from kvcache.sequence_pages import SequencePages
 from kvcache.statistics import CacheMap
 from kvcache.transfer import TransferDone
@@ -87,12 +87,11 @@ class Scheduler:
         self.longest_sequence = longest_sequence(cache, max_context, step_tokens)
         self._live: dict[str, Sequence] = {}
         self._by_number: dict[int, Sequence] = {}
-        self._running: list[Sequence] = []  # in order of key, as is the next one
-        self._waiting: list[Sequence] = []
-        self._fetching: list[Sequence] = []  # in order of admission
+        self._running: list[Sequence] = []  # in order of key
         self._deadlines: list[tuple[float, int]] = []  # heap of (deadline, number); finished ones leave late
         self._cancelled: list[int] = []
         self._prefills = Prefills(cache.span)
+        self._admission = Admission(cache, self._prefills, step_tokens, self._max_sequences, self._run)
         self._lost = LostPages(step_tokens, self._share)
         self._starts: list[Start] = []
         self._ends: list[End] = []
@@ -122,7 +121,7 @@ class Scheduler:
         sequence = Sequence(self._next_number, request, deadline, self._open(request, length))
         self._next_number += 1
         self._live[request.id] = self._by_number[sequence.number] = sequence
-        insort(self._waiting, sequence, key=_key)
+        self._admission.wait(sequence)
         if deadline is not None:
             heappush(self._deadlines, (deadline, sequence.number))
 
@@ -174,7 +173,7 @@ class Scheduler:
         spans hold until the next call.
         """
         self.expire(now)
-        self._take_in_fetched()
+        self._admission.take_in_fetched()
         self._steps += 1
         if self._lost.left(self._running):
             return self._lost.in_turn(self._running, self._steps, depth, self._plan)
@@ -204,14 +203,14 @@ class Scheduler:
                 else:
                     lacking = True
         # Whoever was preempted just now would come straight back into the pages that somebody else is about to need.
-        if self._waiting and not lacking and self._preemptions == preemptions:
-            self._admit(work)
+        if self._admission.waiting and not lacking and self._preemptions == preemptions:
+            self._admission.admit(work, self._running)
         return work.batch(self._steps, self._cache.take_transfers())
 
     def _prompt_share(self, depth: int) -> int:
         """Tokens of prompts for one of `depth` batches."""
         tokens = sum(one.length - one.computed for one in self._running if one.length - one.computed > 1)
-        for sequence in self._waiting:
+        for sequence in self._admission.waiting:
             if tokens >= self._step_tokens:
                 break
             tokens += sequence.length
@@ -237,9 +236,7 @@ class Scheduler:
         self._cache.fail_transfers()
         if not lost:
             return
-        for sequence in tuple(self._fetching):
-            self._fetching.remove(sequence)
-            self._wait(sequence)
+        self._admission.stop_fetching()
         for sequence in [one for one in self._running if not can_restore(one)]:
             self._running.remove(sequence)
             self._wait(sequence)
@@ -349,65 +346,10 @@ class Scheduler:
         self._wait(sequence)
         self._preemptions += 1
 
-    def _take_in_fetched(self) -> None:
-        """Lets run whose pages have arrived; where one has not, the sequence begins after what the device has."""
-        for sequence in [one for one in self._fetching if one.pages.fetching == 0]:
-            self._fetching.remove(sequence)
-            if sequence.pages.fetch_failed:
-                sequence.may_fetch = False
-                self._wait(sequence)
-            else:
-                self._run(sequence)
-
-    def _admit(self, work: StepWork) -> None:
-        """Starts waiting sequences in order, while budget and room last; passes those that wait for others' pages."""
-        room = Room(self._cache, self._step_tokens, self._max_sequences, [*self._running, *self._fetching])
-        passed = 0
-        while passed < len(self._waiting) and work.budget > 0 and room.places > 0:
-            sequence = self._waiting[passed]
-            hit = self._look_up(sequence)
-            if hit is None:
-                passed += 1
-                continue
-            if not room.suffices(sequence, hit):
-                return
-            if not self._start(sequence, hit, work):
-                if room.empty and not self._cache.pages_in_transfer:
-                    raise RuntimeError("the pool cannot hold a sequence alone that it was sized for")
-                return
-            room.give(sequence)
-
-    def _look_up(self, sequence: Sequence) -> Hit | None:
-        """The prefix that a waiting sequence would begin after, or None while others are making it longer."""
-        if self._prefills.ahead_of(sequence, sequence.prefix):
-            return None
-        hit = self._cache.look_up(sequence.pages, sequence.length, sequence.tokens, fetch=sequence.may_fetch)
-        sequence.prefix = hit.tokens
-        return None if hit.arriving or self._prefills.ahead_of(sequence, hit.tokens) else hit
-
-    def _start(self, sequence: Sequence, hit: Hit, work: StepWork) -> bool:
-        """Admits a waiting sequence, or changes nothing and says False where pages are lacking after all."""
-        if not self._cache.adopt(sequence.pages, hit):
-            return False
-        sequence.hit, sequence.computed, sequence.planned = hit, hit.tokens, hit.tokens
-        if hit.missing:
-            self._waiting.remove(sequence)
-            sequence.status = Status.FETCHING
-            self._fetching.append(sequence)
-            return True
-        count = min(sequence.remaining, work.budget)
-        if not self._cache.grow(sequence.pages, sequence.computed + count):
-            self._forget(sequence)
-            return False
-        self._waiting.remove(sequence)
-        self._run(sequence)
-        work.give(sequence, count)
-        return True
-
     def _run(self, sequence: Sequence) -> None:
-        """Lets a sequence run from the end of its hit on, all of which is there."""
+        """Lets an admitted sequence run from the end of its hit on, all of which is there."""
         sequence.status = Status.RUNNING
-        insort(self._running, sequence, key=_key)
+        insort(self._running, sequence, key=order)
         self._prefills.begin(sequence)
         cached = 0
         if sequence.hit is not None:
@@ -419,10 +361,9 @@ class Scheduler:
             self._starts.append(Start(sequence.request.id, min(cached, len(sequence.request.prompt))))
 
     def _wait(self, sequence: Sequence) -> None:
-        """Sends a sequence back to wait. Its key puts it before all that arrived later."""
-        self._forget(sequence)
-        sequence.status = Status.WAITING
-        insort(self._waiting, sequence, key=_key)
+        """Sends a sequence that ran back to wait."""
+        self._prefills.end(sequence)
+        self._admission.send_back(sequence)
 
     def _forget(self, sequence: Sequence) -> None:
         """Gives its pages back; it will begin again after what is cached by then."""
@@ -431,7 +372,7 @@ class Scheduler:
         sequence.forget()
 
     def _queue(self, status: Status) -> list[Sequence]:
-        return {Status.WAITING: self._waiting, Status.FETCHING: self._fetching, Status.RUNNING: self._running}[status]
+        return self._running if status is Status.RUNNING else self._admission.queue(status)
 
     def _end(self, sequence: Sequence, reason: EndReason, message: str = "") -> None:
         self._queue(sequence.status).remove(sequence)
@@ -448,7 +389,7 @@ class Scheduler:
         """A snapshot; times are the engine's to add."""
         return EngineStatistics(
             running=len(self._running),
-            waiting=len(self._waiting) + len(self._fetching),
+            waiting=len(self._admission.waiting) + len(self._admission.fetching),
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
             preemptions=self._preemptions,
@@ -463,13 +404,9 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Raises AssertionError where queues, pages and progress do not fit together. Between steps only."""
-        admitted = [*self._running, *self._fetching]
+        admitted = [*self._running, *self._admission.fetching]
         self._cache.check_integrity(sequence.pages for sequence in admitted)
         self._prefills.check_integrity()
         queues = {status: self._queue(status) for status in (Status.RUNNING, Status.WAITING, Status.FETCHING)}
         check_sequences(queues, self._by_number, self._max_sequences)
         assert len(self._live) == len(self._by_number), "an id is lost"
-
-
-def _key(sequence: Sequence) -> tuple[int, int]:
-    return sequence.key
