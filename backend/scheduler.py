@@ -19,10 +19,10 @@ from bisect import insort
 from collections.abc import Iterable
 from collections.abc import Sequence as Many
 from dataclasses import replace
-from heapq import heappop, heappush
 
 from backend.admission import Admission, order
 from backend.batch import Batch, Sampled, Slice
+from backend.departures import Departures
 from backend.ending import answer_end, refusal
 from backend.errors import SettingError
 from backend.events import End, EndReason, EngineStatistics, Start, Token
@@ -88,8 +88,7 @@ class Scheduler:
         self._live: dict[str, Sequence] = {}
         self._by_number: dict[int, Sequence] = {}
         self._running: list[Sequence] = []  # in order of key
-        self._deadlines: list[tuple[float, int]] = []  # heap of (deadline, number); finished ones leave late
-        self._cancelled: list[int] = []
+        self._departures = Departures()
         self._prefills = Prefills(cache.span)
         self._admission = Admission(cache, self._prefills, step_tokens, self._max_sequences, self._run)
         self._lost = LostPages(step_tokens, self._share)
@@ -123,7 +122,7 @@ class Scheduler:
         self._live[request.id] = self._by_number[sequence.number] = sequence
         self._admission.wait(sequence)
         if deadline is not None:
-            heappush(self._deadlines, (deadline, sequence.number))
+            self._departures.expect(sequence.number, deadline)
 
     def _open(self, request: Request, length: int) -> SequencePages:
         """An empty handle for the pages of this request, of which so many tokens are known."""
@@ -134,7 +133,7 @@ class Scheduler:
         """Ends this request at the next schedule; an id that is not live is ignored."""
         sequence = self._live.get(request_id)
         if sequence is not None:
-            self._cancelled.append(sequence.number)
+            self._departures.cancel(sequence.number)
 
     def fail(self, part: Slice, message: str) -> None:
         """Ends the sequence of this slice, which the executor could not run; the slice is not committed."""
@@ -314,14 +313,9 @@ class Scheduler:
 
     def expire(self, now: float) -> None:
         """Ends what was cancelled, and what is past its deadline."""
-        cancelled, self._cancelled = self._cancelled, []
-        for number in cancelled:
+        for number, reason in self._departures.due(now):
             if number in self._by_number:
-                self._end(self._by_number[number], "cancelled")
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, number = heappop(self._deadlines)
-            if number in self._by_number:
-                self._end(self._by_number[number], "deadline")
+                self._end(self._by_number[number], reason)
 
     def _make_room(self, sequence: Sequence, count: int, work: StepWork) -> bool:
         """Pages for `count` more tokens of a running sequence, if need be from the last ones.
