@@ -23,7 +23,7 @@ from dataclasses import replace
 from backend.admission import Admission, order
 from backend.batch import Batch, Sampled, Slice
 from backend.departures import Departures
-from backend.ending import answer_end, refusal
+from backend.ending import answer_end, end_at_once
 from backend.errors import SettingError
 from backend.events import End, EndReason, EngineStatistics, Start, Token
 from backend.lost_pages import LostPages, can_restore
@@ -107,13 +107,9 @@ class Scheduler:
         """
         if request.id in self._live:
             raise ValueError(f"a request with id {request.id!r} is live already")
-        message = refusal(request, self._max_context, self.longest_sequence)
-        if message is not None:
-            self._ends.append(End(request.id, "error", message))
-            return
-        reason = answer_end(request, request.prior, self.longest_sequence)
-        if reason is not None:
-            self._ends.append(End(request.id, reason))
+        end = end_at_once(request, self._max_context, self.longest_sequence)
+        if end is not None:
+            self._ends.append(end)
             return
         deadline = None if request.timeout is None else now + request.timeout
         length = len(request.prompt) + len(request.prior)
@@ -237,9 +233,7 @@ class Scheduler:
             return
         self._admission.stop_fetching()
         for sequence in [one for one in self._running if not can_restore(one)]:
-            self._running.remove(sequence)
-            self._wait(sequence)
-            self._preemptions += 1
+            self._preempt(sequence)
         self._cache.lose_unheld(sequence.pages for sequence in self._running)
         for sequence in self._running:
             self._prefills.end(sequence)
@@ -251,8 +245,8 @@ class Scheduler:
         """Takes in what a Batch, or the part of it that ran, brought: new tokens, and all ends since the last time."""
         tokens: list[Token] = []
         for part, choice in zip(batch.slices, sampled, strict=True):
-            sequence = self._by_number.get(part.sequence)
-            if sequence is None or sequence.ticket != part.ticket:
+            sequence = self._admitted(part)
+            if sequence is None:
                 continue
             self._advance(sequence, part)
             if (part.sample is None) is not (choice is None):
@@ -328,16 +322,17 @@ class Scheduler:
             victim = self._running[-1]
             if victim is sequence and self._cache.pages_in_transfer:
                 return False
-            self._preempt(victim, work)
+            work.take_back(victim)
+            self._preempt(victim)
             if victim is sequence:
                 return False
         return True
 
-    def _preempt(self, sequence: Sequence, work: StepWork) -> None:
-        """Takes a running sequence's pages."""
-        work.take_back(sequence)
+    def _preempt(self, sequence: Sequence) -> None:
+        """Takes a running sequence's pages; it waits again."""
         self._running.remove(sequence)
-        self._wait(sequence)
+        self._prefills.end(sequence)
+        self._admission.send_back(sequence)
         self._preemptions += 1
 
     def _run(self, sequence: Sequence) -> None:
@@ -353,11 +348,6 @@ class Scheduler:
         if not sequence.started:
             sequence.started = True
             self._starts.append(Start(sequence.request.id, min(cached, len(sequence.request.prompt))))
-
-    def _wait(self, sequence: Sequence) -> None:
-        """Sends a sequence that ran back to wait."""
-        self._prefills.end(sequence)
-        self._admission.send_back(sequence)
 
     def _forget(self, sequence: Sequence) -> None:
         """Gives its pages back; it will begin again after what is cached by then."""
