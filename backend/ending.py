@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Many
 
-from backend.events import EndReason
+from backend.events import End, EndReason
 from backend.request import Request
 
 
@@ -34,3 +34,15 @@ def refusal(request: Request, max_context: int, limit: int) -> str | None:
     if prompt + 1 > limit:
         return f"The prompt has {prompt} tokens, and the page pool holds a sequence of at most {limit}."
     return None
+
+
+def end_at_once(request: Request, max_context: int, limit: int) -> End | None:
+    """The end of a request that can never be served, or whose answer is complete with what was there before it.
+
+    `max_context`, `limit`: as in `refusal`.
+    """
+    message = refusal(request, max_context, limit)
+    if message is not None:
+        return End(request.id, "error", message)
+    reason = answer_end(request, request.prior, limit)
+    return None if reason is None else End(request.id, reason)

@@ -19,23 +19,23 @@ from bisect import insort
 from collections.abc import Iterable
 from collections.abc import Sequence as Many
 from dataclasses import replace
-from heapq import heappop, heappush
 
 from backend import sequence_checks
+from backend.admission import Admission, order
 from backend.batch import Batch, Sampled, Slice
-from backend.ending import answer_end, refusal
+from backend.departures import Departures
+from backend.ending import answer_end, end_at_once
 from backend.errors import SettingError
 from backend.events import End, EndReason, EngineStatistics, Start, Token
-from backend.lost_pages import BusyPages, LostPages, can_restore
+from backend.lost_pages import LostPages, can_restore
 from backend.prefills import Prefills
 from backend.request import Request
-from backend.room import Room, longest_sequence
+from backend.room import longest_sequence
 from backend.rope_class import rope_class
 from backend.sequence import Sequence, Status
 from backend.shares import decode_share, token_share
 from backend.step_work import StepWork
 from kvcache.cache_manager import CacheManager
-from kvcache.hit import Hit
 from kvcache.sequence_pages import SequencePages
 from kvcache.statistics import CacheMap
 from kvcache.transfer import TransferDone
@@ -87,14 +87,11 @@ class Scheduler:
         self.longest_sequence = longest_sequence(cache, max_context, step_tokens)
         self._live: dict[str, Sequence] = {}
         self._by_number: dict[int, Sequence] = {}
-        self._running: list[Sequence] = []  # in order of key, as is the next one
-        self._waiting: list[Sequence] = []
-        self._fetching: list[Sequence] = []  # in order of admission
-        self._deadlines: list[tuple[float, int]] = []  # heap of (deadline, number); finished ones leave late
-        self._cancelled: list[int] = []
+        self._running: list[Sequence] = []  # in order of key
+        self._departures = Departures()
         self._prefills = Prefills(cache.span)
-        self._lost = LostPages()
-        self._restored_last = False
+        self._admission = Admission(cache, self._prefills, step_tokens, self._max_sequences, self._run)
+        self._lost = LostPages(step_tokens, self._share)
         self._starts: list[Start] = []
         self._ends: list[End] = []
         # Ends to be told when the pages of the sequence have been handed over, by the order's number.
@@ -110,22 +107,18 @@ class Scheduler:
         """
         if request.id in self._live:
             raise ValueError(f"a request with id {request.id!r} is live already")
-        message = refusal(request, self._max_context, self.longest_sequence)
-        if message is not None:
-            self._ends.append(End(request.id, "error", message))
-            return
-        reason = answer_end(request, request.prior, self.longest_sequence)
-        if reason is not None:
-            self._ends.append(End(request.id, reason))
+        end = end_at_once(request, self._max_context, self.longest_sequence)
+        if end is not None:
+            self._ends.append(end)
             return
         deadline = None if request.timeout is None else now + request.timeout
         length = len(request.prompt) + len(request.prior)
         sequence = Sequence(self._next_number, request, deadline, self._open(request, length))
         self._next_number += 1
         self._live[request.id] = self._by_number[sequence.number] = sequence
-        insort(self._waiting, sequence, key=_key)
+        self._admission.wait(sequence)
         if deadline is not None:
-            heappush(self._deadlines, (deadline, sequence.number))
+            self._departures.expect(sequence.number, deadline)
 
     def _open(self, request: Request, length: int) -> SequencePages:
         """An empty handle for the pages of this request, of which so many tokens are known."""
@@ -136,7 +129,7 @@ class Scheduler:
         """Ends this request at the next schedule; an id that is not live is ignored."""
         sequence = self._live.get(request_id)
         if sequence is not None:
-            self._cancelled.append(sequence.number)
+            self._departures.cancel(sequence.number)
 
     def fail(self, part: Slice, message: str) -> None:
         """Ends the sequence of this slice, which the executor could not run; the slice is not committed."""
@@ -175,19 +168,11 @@ class Scheduler:
         spans hold until the next call.
         """
         self.expire(now)
-        self._take_in_fetched()
+        self._admission.take_in_fetched()
         self._steps += 1
-        return self._restore_or_plan(depth) if self._lost.until else self._plan(depth)
-
-    def _restore_or_plan(self, depth: int) -> Batch:
-        """Computes lost pages again in turn with other work, so that whoever is complete again moves on."""
-        if not any(sequence.computed < sequence.lost for sequence in self._running):
-            self._lost.over()
-            return self._plan(depth)
-        self._restored_last = not self._restored_last
-        first, second = (self._restore, self._plan) if self._restored_last else (self._plan, self._restore)
-        batch = first(depth)
-        return batch if batch.slices or batch.transfers else second(depth)
+        if self._lost.left(self._running):
+            return self._lost.in_turn(self._running, self._steps, depth, self._plan)
+        return self._plan(depth)
 
     def _plan(self, depth: int) -> Batch:
         """A step's work by the one rule."""
@@ -213,38 +198,18 @@ class Scheduler:
                 else:
                     lacking = True
         # Whoever was preempted just now would come straight back into the pages that somebody else is about to need.
-        if self._waiting and not lacking and self._preemptions == preemptions:
-            self._admit(work)
+        if self._admission.waiting and not lacking and self._preemptions == preemptions:
+            self._admission.admit(work, self._running)
         return work.batch(self._steps, self._cache.take_transfers())
 
     def _prompt_share(self, depth: int) -> int:
         """Tokens of prompts for one of `depth` batches."""
         tokens = sum(one.length - one.computed for one in self._running if one.length - one.computed > 1)
-        for sequence in self._waiting:
+        for sequence in self._admission.waiting:
             if tokens >= self._step_tokens:
                 break
             tokens += sequence.length
         return token_share(tokens, self._step_tokens, depth)
-
-    def _restore(self, depth: int) -> Batch:
-        """A batch that computes again what stages have lost, the first sequences' first."""
-        tokens = sum(max(0, one.lost - one.computed) for one in self._running)
-        work = StepWork(token_share(tokens, self._step_tokens, depth))
-        busy = BusyPages(self._running)
-        for sequence in self._running:
-            if work.budget > 0 and sequence.restoring and self._may_restore(sequence, busy):
-                work.give(sequence, min(sequence.lost - sequence.planned, work.budget))
-                busy.add(sequence)
-        return work.batch(self._steps, (), self._lost.until)
-
-    def _may_restore(self, sequence: Sequence, busy: BusyPages) -> bool:
-        """Passes over what others have computed again. Whether something is left that nobody is computing now."""
-        if sequence.planned > sequence.computed:
-            return True
-        start = sequence.computed
-        sequence.computed = sequence.planned = max(start, self._lost.first_missing(sequence))
-        self._share(sequence, start)
-        return sequence.restoring and busy.holds_none_of(sequence)
 
     def void(self) -> None:
         """Nothing of what is in flight will be committed: it is planned again."""
@@ -266,13 +231,9 @@ class Scheduler:
         self._cache.fail_transfers()
         if not lost:
             return
-        for sequence in tuple(self._fetching):
-            self._fetching.remove(sequence)
-            self._wait(sequence)
+        self._admission.stop_fetching()
         for sequence in [one for one in self._running if not can_restore(one)]:
-            self._running.remove(sequence)
-            self._wait(sequence)
-            self._preemptions += 1
+            self._preempt(sequence)
         self._cache.lose_unheld(sequence.pages for sequence in self._running)
         for sequence in self._running:
             self._prefills.end(sequence)
@@ -284,8 +245,8 @@ class Scheduler:
         """Takes in what a Batch, or the part of it that ran, brought: new tokens, and all ends since the last time."""
         tokens: list[Token] = []
         for part, choice in zip(batch.slices, sampled, strict=True):
-            sequence = self._by_number.get(part.sequence)
-            if sequence is None or sequence.ticket != part.ticket:
+            sequence = self._admitted(part)
+            if sequence is None:
                 continue
             self._advance(sequence, part)
             if (part.sample is None) is not (choice is None):
@@ -346,14 +307,9 @@ class Scheduler:
 
     def expire(self, now: float) -> None:
         """Ends what was cancelled, and what is past its deadline."""
-        cancelled, self._cancelled = self._cancelled, []
-        for number in cancelled:
+        for number, reason in self._departures.due(now):
             if number in self._by_number:
-                self._end(self._by_number[number], "cancelled")
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, number = heappop(self._deadlines)
-            if number in self._by_number:
-                self._end(self._by_number[number], "deadline")
+                self._end(self._by_number[number], reason)
 
     def _make_room(self, sequence: Sequence, count: int, work: StepWork) -> bool:
         """Pages for `count` more tokens of a running sequence, if need be from the last ones.
@@ -366,77 +322,23 @@ class Scheduler:
             victim = self._running[-1]
             if victim is sequence and self._cache.pages_in_transfer:
                 return False
-            self._preempt(victim, work)
+            work.take_back(victim)
+            self._preempt(victim)
             if victim is sequence:
                 return False
         return True
 
-    def _preempt(self, sequence: Sequence, work: StepWork) -> None:
-        """Takes a running sequence's pages."""
-        work.take_back(sequence)
+    def _preempt(self, sequence: Sequence) -> None:
+        """Takes a running sequence's pages; it waits again."""
         self._running.remove(sequence)
-        self._wait(sequence)
+        self._prefills.end(sequence)
+        self._admission.send_back(sequence)
         self._preemptions += 1
 
-    def _take_in_fetched(self) -> None:
-        """Lets run whose pages have arrived; where one has not, the sequence begins after what the device has."""
-        for sequence in [one for one in self._fetching if one.pages.fetching == 0]:
-            self._fetching.remove(sequence)
-            if sequence.pages.fetch_failed:
-                sequence.may_fetch = False
-                self._wait(sequence)
-            else:
-                self._run(sequence)
-
-    def _admit(self, work: StepWork) -> None:
-        """Starts waiting sequences in order, while budget and room last; passes those that wait for others' pages."""
-        room = Room(self._cache, self._step_tokens, self._max_sequences, [*self._running, *self._fetching])
-        passed = 0
-        while passed < len(self._waiting) and work.budget > 0 and room.places > 0:
-            sequence = self._waiting[passed]
-            hit = self._look_up(sequence)
-            if hit is None:
-                passed += 1
-                continue
-            if not room.suffices(sequence, hit):
-                return
-            if not self._start(sequence, hit, work):
-                if room.empty and not self._cache.pages_in_transfer:
-                    raise RuntimeError("the pool cannot hold a sequence alone that it was sized for")
-                return
-            room.give(sequence)
-
-    def _look_up(self, sequence: Sequence) -> Hit | None:
-        """The prefix that a waiting sequence would begin after, or None while others are making it longer."""
-        if self._prefills.ahead_of(sequence, sequence.prefix):
-            return None
-        hit = self._cache.look_up(sequence.pages, sequence.length, sequence.tokens, fetch=sequence.may_fetch)
-        sequence.prefix = hit.tokens
-        return None if hit.arriving or self._prefills.ahead_of(sequence, hit.tokens) else hit
-
-    def _start(self, sequence: Sequence, hit: Hit, work: StepWork) -> bool:
-        """Admits a waiting sequence, or changes nothing and says False where pages are lacking after all."""
-        if not self._cache.adopt(sequence.pages, hit):
-            return False
-        sequence.hit, sequence.computed, sequence.planned = hit, hit.tokens, hit.tokens
-        if hit.missing:
-            self._waiting.remove(sequence)
-            sequence.status = Status.FETCHING
-            self._fetching.append(sequence)
-            return True
-        count = min(sequence.remaining, work.budget)
-        if not self._cache.grow(sequence.pages, sequence.computed + count):
-            self._forget(sequence)
-            return False
-        self._waiting.remove(sequence)
-        self._run(sequence)
-        work.give(sequence, count)
-        return True
-
     def _run(self, sequence: Sequence) -> None:
-        """Lets a sequence run from the end of its hit on, all of which is there."""
+        """Lets an admitted sequence run from the end of its hit on, all of which is there."""
         sequence.status = Status.RUNNING
-        insort(self._running, sequence, key=_key)
+        insort(self._running, sequence, key=order)
         self._prefills.begin(sequence)
         cached = 0
         if sequence.hit is not None:
@@ -447,12 +349,6 @@ class Scheduler:
             sequence.started = True
             self._starts.append(Start(sequence.request.id, min(cached, len(sequence.request.prompt))))
 
-    def _wait(self, sequence: Sequence) -> None:
-        """Sends a sequence back to wait. Its key puts it before all that arrived later."""
-        self._forget(sequence)
-        sequence.status = Status.WAITING
-        insort(self._waiting, sequence, key=_key)
-
     def _forget(self, sequence: Sequence) -> None:
         """Gives its pages back; it will begin again after what is cached by then."""
         self._prefills.end(sequence)
@@ -460,7 +356,7 @@ class Scheduler:
         sequence.forget()
 
     def _queue(self, status: Status) -> list[Sequence]:
-        return {Status.WAITING: self._waiting, Status.FETCHING: self._fetching, Status.RUNNING: self._running}[status]
+        return self._running if status is Status.RUNNING else self._admission.queue(status)
 
     def _end(self, sequence: Sequence, reason: EndReason, message: str = "") -> None:
         self._queue(sequence.status).remove(sequence)
@@ -477,7 +373,7 @@ class Scheduler:
         """A snapshot; times are the engine's to add."""
         return EngineStatistics(
             running=len(self._running),
-            waiting=len(self._waiting) + len(self._fetching),
+            waiting=len(self._admission.waiting) + len(self._admission.fetching),
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
             preemptions=self._preemptions,
@@ -492,13 +388,9 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Raises AssertionError where queues, pages and progress do not fit together. Between steps only."""
-        admitted = [*self._running, *self._fetching]
+        admitted = [*self._running, *self._admission.fetching]
         self._cache.check_integrity(sequence.pages for sequence in admitted)
         self._prefills.check_integrity()
         queues = {status: self._queue(status) for status in (Status.RUNNING, Status.WAITING, Status.FETCHING)}
         sequence_checks.check_integrity(queues, self._by_number, self._max_sequences)
         assert len(self._live) == len(self._by_number), "an id is lost"
-
-
-def _key(sequence: Sequence) -> tuple[int, int]:
-    return sequence.key

@@ -99,8 +99,7 @@ def test_what_was_in_flight_for_an_earlier_admission_is_not_taken_in():
     ask(target, 0, 8)
     batch = target.scheduler.schedule(0.0, 2)
     (sequence,) = target.scheduler._running
-    target.scheduler._running.remove(sequence)
-    target.scheduler._wait(sequence)
+    target.scheduler._preempt(sequence)
     again = target.scheduler.schedule(0.0, 2)
     assert [part.start for part in again.slices] == [0]
     assert target.scheduler.commit(batch, [None] * len(batch.slices)) == ([], [])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from backend.admission import Admission
 from backend.request import Request, Sampling
-from backend.scheduler import Scheduler
 from kvcache import cache_manager, hit_finder
 from kvcache.cache_manager import CacheManager
 from kvcache.host_index import HostIndex
@@ -91,7 +91,7 @@ def test_pages_come_back_from_host_and_disk(failures: float):
 @pytest.mark.parametrize("mutation", ["runs before pages arrive", "lets go of slots", "trusts failed fetches"])
 def test_the_checks_notice_what_breaks_the_promises(mutation: str, monkeypatch: pytest.MonkeyPatch):
     if mutation == "runs before pages arrive":
-        monkeypatch.setattr(Scheduler, "_take_in_fetched", _run_what_fetches)
+        monkeypatch.setattr(Admission, "take_in_fetched", _run_what_fetches)
     elif mutation == "lets go of slots":
         monkeypatch.setattr(HostIndex, "pin", lambda host, page: None)
         monkeypatch.setattr(HostIndex, "unpin", lambda host, key, slot, newest: None)
@@ -109,7 +109,7 @@ def _try_host_sizes() -> None:
         tiered_world(0.2, host_pages).finish()
 
 
-def _run_what_fetches(scheduler: Scheduler) -> None:
-    for sequence in list(scheduler._fetching):
-        scheduler._fetching.remove(sequence)
-        scheduler._run(sequence)
+def _run_what_fetches(admission: Admission) -> None:
+    for sequence in list(admission.fetching):
+        admission.fetching.remove(sequence)
+        admission._run(sequence)
