@@ -10,8 +10,10 @@ def state_in_words(health: Health) -> str:
     if health.status == "degraded" and health.engines:
         main = health.engines[0]
         return f"{main.model} is away ({main.state}); the fallback {health.fallback} answers new messages meanwhile."
+    if health.status in ("ready", "restarting") and (trouble := trouble_in_words(health)):
+        return trouble
     words = {
-        "ready": trouble_in_words(health),
+        "ready": "",
         "starting": "The engine is starting; messages wait for it.",
         "restarting": "The engine is being restarted; answers go on when it is back.",
         "draining": "The server is shutting down: it finishes its answers and takes no new messages.",
