@@ -115,6 +115,11 @@ class Flights:
         """Those that are over on all ranks of all stages since the last call."""
         return self._tally.take()
 
+    def owes(self, stage: int) -> bool:
+        """Whether a worker of this stage still owes the answer to a step."""
+        crew = self._crews[stage]
+        return any(not flight.answers.keys() >= set(crew) for flight in self._flying.values())
+
     def out_of_step(self, flight: Flight) -> int | None:
         """The first stage whose ranks have begun unequal numbers of collectives by the end of this batch."""
         for stage, crew in enumerate(self._crews):

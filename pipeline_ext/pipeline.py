@@ -269,9 +269,21 @@ class PipelineMachine:
                 self.ended = Ended(f"it broke {self._breaks} times without a batch between; at last {cause}", True)
         if self._standing:
             self.void = self.void or bool(len(self.flights)) or self.flights.transfers_running
+            self._part_with_groups()
         self.void = self.void or (self._started and bool(self._emptied))
         self._standing, self._joining_until = False, None
         self._links.clear()
+
+    def _part_with_groups(self) -> None:
+        """Stages of several ranks do not outlive a break in the middle of a step: a rank may have begun what another
+        never will, and wait for it in a collective, where the next batch's numbers would meet the last one's."""
+        for slot in self._slots:
+            crew = slot.crew
+            if crew is not None and len(crew.workers) > 1 and self.flights.owes(slot.stage):
+                slot.crew, slot.home, slot.trouble = None, crew.peer.id, "its ranks may be apart after a break"
+                slot.since, slot.again = self._time, self._time
+                self._emptied.add(slot.stage)
+                self._dismiss(crew)
 
     def _go_on(self, now: float) -> None:
         if self._joining_until is not None:
@@ -412,7 +424,7 @@ class PipelineMachine:
         text = self._links.text
         if self._links.strike(link, now) <= self._limits.rejoins:
             self._break(text)
-            if self.ended is None:
+            if self.ended is None and all(slot.crew is not None for slot in self._slots):
                 self._join(now)
             return
         slot = self._slots[link + 1]

@@ -323,6 +323,22 @@ def test_a_broken_link_is_joined_anew_and_given_up_with_a_peer_if_it_does_not_ho
     assert workers.of("s")
 
 
+def test_stages_of_several_ranks_do_not_outlive_a_break_with_batches_in_flight():
+    """One of them may wait in a collective that the others never come to, and take the next batch's for it."""
+    workers, executor, _ = started(ranks=2)
+    first = {worker for worker, _ in workers.joins}
+    workers.events.append(Heard("stage-0-1-0", LinkLost(0, True, "cut")))
+    for _ in range(4):
+        workers.time += 0.5
+        executor.transfers_done()
+    assert first <= set(workers.alive)
+    workers.answer = lambda worker, message: Pulse(0.1) if isinstance(message, StageStep) else None
+    executor.begin(batch())
+    workers.events.append(Heard("stage-0-1-0", LinkLost(workers.joins[-1][1].epoch, True, "cut")))
+    assert broken(executor) == (0, 1)
+    assert not first & set(workers.alive)
+
+
 def test_a_link_that_cannot_be_made_is_given_up_too():
     workers, executor, _ = started()
     workers.answer = lambda worker, message: (
