@@ -27,6 +27,11 @@ def kernel_cache() -> Path:
     return cache_home() / "numba" / digest.hexdigest()[:16]
 
 
+def kernels_missing(folder: Path) -> bool:
+    """Whether no kernels have been compiled into this folder yet."""
+    return next(folder.rglob("*.nbc"), None) is None
+
+
 def compile_ahead(command: tuple[str, ...] = COMPILER) -> bool:
     """Where no kernels have been compiled yet, has a process of its own do it: whether it had to.
 
@@ -34,7 +39,7 @@ def compile_ahead(command: tuple[str, ...] = COMPILER) -> bool:
     compiles it. Looks where numba will: in an engine's environment only, which says where that is.
     """
     folder = os.environ.get("NUMBA_CACHE_DIR")
-    if not folder or next(Path(folder).rglob("*.nbc"), None) is not None:
+    if not folder or not kernels_missing(Path(folder)):
         return False
     # Its words go to our log.
     subprocess.run(command, stdin=subprocess.DEVNULL, check=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,10 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from backend.engine_environment import process_environment
 from backend.errors import ShardwiseError
 from backend.hardware.machine import Machine, read_machine
+from backend.kernel_cache import COMPILER, kernel_cache, kernels_missing
 from pipeline_ext.hub_messages import (
     PEER_FRAME,
     BadFrameError,
@@ -100,6 +103,7 @@ class Agent:
         self._address = ""
         self._heard_welcome = False
         self._leaving, self._released = asyncio.Event(), asyncio.Event()
+        self._compiled = False
         self._node: RayNode | None = None
         self._entry: RayEntry | None = None
         self._entry_changed = asyncio.Event()
@@ -265,10 +269,30 @@ class Agent:
         await self._node.start(lambda ports, folder: peer_arguments(entry.address, identity, address, ports, folder))
         ports = self._node.ports.wildcard(head=False)
         self._tell_ray(entry, "", ports)
+        await self._compile()
         self._say(
             f"Ready for stages. Ray listens on every address here, ports {port_words(ports)}, "
             "and answers only to the cluster's token."
         )
+
+    async def _compile(self) -> None:
+        """The processor's kernels, so that the first stage, or the one that has to be quick, need not."""
+        folder = kernel_cache()
+        if self._compiled or not kernels_missing(folder) or (await asyncio.to_thread(self._read)).gpus:
+            return
+        self._compiled = True
+        self._say("Compiling the processor's kernels, once.")
+        environment = process_environment(1, {**os.environ, "NUMBA_CACHE_DIR": str(folder)})
+        nowhere = asyncio.subprocess.DEVNULL
+        compiler = await asyncio.create_subprocess_exec(
+            *COMPILER, env=environment, stdin=nowhere, stdout=nowhere, stderr=nowhere
+        )
+        try:
+            await compiler.wait()
+        except asyncio.CancelledError:
+            compiler.kill()
+            await compiler.wait()
+            raise
 
     async def _node_or_entry(self) -> None:
         """Until the node has ended, or belongs to a generation that has."""

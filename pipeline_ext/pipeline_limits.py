@@ -33,7 +33,7 @@ class PipelineLimits:
         )
     )
     arrive: float = 30.0
-    progress: float = 120.0
+    progress: float = 300.0
     load: float = 3600.0
     join: float = 10.0
     stall: float = 360.0
