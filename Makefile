@@ -3,13 +3,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint docs clean
+.PHONY: run test test-long lint docs clean
 
 run: .venv/installed
 	$(BIN)/shardwise
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest
+
+# What starts many real servers, and takes minutes.
+test-long: .venv/installed-test
+	$(BIN)/python -m pytest -m long
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

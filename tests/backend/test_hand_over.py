@@ -74,7 +74,7 @@ def go_on(firsts: list[list[int]]) -> list[Request]:
     ]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_answers_are_one_engines_and_no_prompt_is_computed_twice(files: ModelFiles, tmp_path: Path, ranks: int) -> None:
     alone = compose(files, tensor_parallel=ranks)
     expected = run(alone, requests(12))

@@ -54,6 +54,7 @@ def test_answers_are_the_same_and_pages_came_over(server: RunningServer, expecte
     assert len({rank["pid"] for rank in server.ranks()}) == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("which", [0, 1])
 def test_an_engine_that_dies_costs_no_answer(server: RunningServer, expected: list[str], which: int) -> None:
     """The first is the one for answers."""

@@ -16,6 +16,7 @@ from tests.faults.greedy import begin, client_at
 from tests.hosts import hosts_of, why_no_namespaces
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.timeout(300),
     pytest.mark.skipif(bool(why_no_namespaces()), reason=f"no hosts: {why_no_namespaces()}"),
 ]

@@ -13,7 +13,7 @@ from tests.end_to_end.answers import client_of, streamed
 from tests.end_to_end.prompts import PROMPTS
 from tests.fakes.processes import running_server
 
-pytestmark = [pytest.mark.timeout(240), pytest.mark.xdist_group("starter")]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(240), pytest.mark.xdist_group("starter")]
 OPTIONS = ("--dtype", "float32", "--kv-pool", "256MiB", "--device", "cpu", "--threads", "2", "--replicas", "2")
 
 

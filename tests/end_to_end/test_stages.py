@@ -59,7 +59,7 @@ def test_no_command_line_or_environment_shows_the_secret(server: RunningServer) 
         assert not any("SECRET" in name.upper() for name in process.environ())
 
 
-@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("fault", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.long)])
 async def test_a_lost_stage_loses_nothing(server: RunningServer, fault: signal.Signals) -> None:
     prompts = PROMPTS[:4]
     async with client_of(server) as client:
@@ -83,6 +83,7 @@ def test_nothing_is_left_of_a_server_that_ends(server: RunningServer) -> None:
     assert alive == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("options", "ranks"), [(("--layers", "8,12,10"), 3), (("--pp", "2", "--tp", "2"), 4)])
 async def test_more_stages_and_ranks_within_them_answer_the_same(
     starter: ModelFiles,
