@@ -170,9 +170,9 @@ def test_what_fails_on_any_rank_is_left_out_with_a_sentence(tmp_path: Path) -> N
         logs = [ranks.log(rank) for rank in range(2)]
     for only, summed, fallen, explanation in results:
         assert (summed, fallen) == (True, [3.0, 3.0, 3.0])
+        # Which of them was fastest is the machine's to say; not that ranks took different ones.
         assert only == results[0][0]
         assert "all-reduce over gloo at every size" in explanation
-    assert results[0][0] == "SharedGroup"
     assert "collectives do without refused: peer access is not supported\n" in logs[1]
     assert "rank 0: collectives do without refused: " in logs[0]
     assert "collectives do without wrong: its sum of 1 elements is wrong" in logs[1]
