@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from backend.planner.model_facts import ModelFacts, positions_reason
@@ -16,6 +13,7 @@ from backend.surgery.build import build_for_trace
 from backend.surgery.decoder_layers import decoder_layers, layer_parameters
 from backend.surgery.latent import EXPANSION
 from backend.surgery.latent_probe import LatentProbe
+from backend.surgery.one_thread import one_thread
 from backend.surgery.parameter_parts import parameter_parts
 from backend.surgery.refusal import unsupported
 from backend.surgery.rope import RopeLengths, replace_rope
@@ -56,7 +54,7 @@ def trace_model(config: PreTrainedConfig) -> tuple[ModelFacts, Traced]:
     lengths = RopeLengths()
     replace_rope(model, config, lengths)
     traced = trace(model, lengths)
-    with _one_thread():
+    with one_thread():
         probe = LatentProbe()
         layers = tuple(probe.as_latents(layer, model.get_submodule(layer.name)) for layer in traced.layers)
     traced = replace(traced, layers=layers)
@@ -91,17 +89,6 @@ def _linears(model: PreTrainedModel, traced: Traced) -> tuple[tuple[LinearShape,
     """Linears by their shapes; those that expand latents are no linears after surgery."""
     expansions = frozenset(f"{layer.name}.{EXPANSION}" for layer in traced.layers if layer.latent is not None)
     return tuple(linear_shapes(model, expansions))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Products of a probe are done sooner than torch's threads have waited for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _refuse_state(config: PreTrainedConfig, model: PreTrainedModel) -> None:

@@ -8,8 +8,6 @@ hand on to each other beside hidden states shows in what leaves the stage.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +25,7 @@ from backend.surgery.choosers import idle
 from backend.surgery.decoder_layers import list_around
 from backend.surgery.flow import fill
 from backend.surgery.handed_on import hand_on
+from backend.surgery.one_thread import one_thread
 from backend.surgery.rope import RopeLengths, replace_rope
 from backend.surgery.stage_cut import StageCut, cut_stage
 from backend.surgery.stage_gates import Gates, StageEnd
@@ -46,7 +45,7 @@ def probe_stage(config: PreTrainedConfig, traced: Traced, span: LayerSpan) -> St
         UnsupportedModelError: a model of which a stage is more than its layers, with the reason.
         ValueError: a span that the model does not have.
     """
-    with _one_thread():
+    with one_thread():
         return _probe(config, traced, span)
 
 
@@ -281,13 +280,3 @@ def _echo(name: str, width: int, x: Tensor) -> Tensor:
 
 def _line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
