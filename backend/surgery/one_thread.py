@@ -1,4 +1,4 @@
-"""one_thread: probes compute on one thread, sooner than torch's threads have waited for each other on a busy machine."""
+"""one_thread: probes compute on one thread, which is sooner done than threads have waited for each other."""
 
 from __future__ import annotations
 
