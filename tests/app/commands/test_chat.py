@@ -131,6 +131,15 @@ def test_a_pipe_gets_the_answer_alone_and_status_0(fake: FakeServer, tmp_path: P
     assert fake.requests[0]["temperature"] == 0
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Programs that are started do not ignore SIGINT, also where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interrupt_stops_a_pipes_answer(fake: FakeServer, tmp_path: Path) -> None:
     fake.hold_after = 2
     with subprocess.Popen(
