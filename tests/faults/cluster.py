@@ -162,8 +162,8 @@ class FaultCluster:
                 host.signal_all(signal.SIGKILL)
                 self.join(host) if agent is not None else self.join(host, self.invite())
         wait_for(self.whole, START_SECONDS, lambda: json.dumps([self.health(), self.machines()], indent=1))
-        if not self.holders():
-            # All layers went to the head, and stay there: what comes back is spare.
+        if {bool(rank["peer"]) for rank in self.ranks()} != {True, False}:
+            # All layers went to the head, or from it, and stay there: what comes back is spare.
             self.end_server()
             self.serve()
 

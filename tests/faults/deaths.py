@@ -63,7 +63,7 @@ def _no_spare(scene: Scene) -> None:
 
 
 def _agent_dies(scene: Scene) -> None:
-    """The program that joined, not what computes; its line to the hub breaks, the stages' links do not."""
+    """The program that joined, not what computes: its line to the hub and its Ray node end, the stages go on."""
     for process in processes_of(scene.holder(), "peers", "join"):
         process.kill()
 
@@ -92,7 +92,7 @@ DEATHS = (
     Fault("a peer dies, one is spare", _machine_dies),
     Fault("a peer dies, none is spare", _machine_dies, prepare=_no_spare),
     Fault("a peer freezes", _machine_freezes),
-    Fault("a peer's agent dies", _agent_dies),
+    Fault("a peer's agent dies", _agent_dies, loses=False),
     Fault("the hub dies", _hub_dies, loses=False, after=_hub_comes_back),
     Fault("Ray's head dies", _ray_head_dies, loses=False),
 )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
+from contextlib import suppress
 
 import httpx
+import psutil
 
 from tests.faults.clock import jump, why_no_jumps
 from tests.faults.cluster import FaultCluster, processes_of
@@ -49,10 +51,23 @@ def _nothing_left(scene: Scene) -> None:
 
 
 def _server_processes(cluster: FaultCluster) -> list[str]:
-    """What runs on any host and is neither the hub, an agent nor Ray's."""
-    names = ("shardwise serve", "backend.", "pipeline_ext.stage_child", "pipeline_ext.stage")
-    return [f"{host.name} {' '.join(process.cmdline())[:100]}"
-            for host in cluster.hosts for name in names for process in processes_of(host, name)]  # fmt: skip
+    """What runs on any host and is neither the hub, an agent, Ray's, nor kept by a peer for the next stage."""
+    names = ("shardwise serve", "-m backend.", "-m pipeline_ext.engine_process", "-m pipeline_ext.stage_process")
+    return [
+        f"{host.name} {' '.join(process.cmdline())[:100]}"
+        for host in cluster.hosts
+        for name in names
+        for process in processes_of(host, name)
+        if not _is_spare(process)
+    ]
+
+
+def _is_spare(process: psutil.Process) -> bool:
+    """Whether it waits on a peer for its first words, or watches over one that does: it speaks with no engine."""
+    with suppress(psutil.Error):
+        on_peer = "dies-with-parent" not in process.cmdline()
+        return "pipeline_ext.stage_process" in process.cmdline() and on_peer and not process.net_connections("inet")
+    return True
 
 
 def _removed(scene: Scene) -> None:
