@@ -15,6 +15,7 @@ from tests.faults.cluster import FaultCluster, processes_of
 from tests.faults.fault import Fault, Scene
 
 END_SECONDS = 60.0
+LEAVE_SECONDS = 90.0
 
 
 def _terminated(scene: Scene) -> None:
@@ -79,9 +80,12 @@ def _removed(scene: Scene) -> None:
 
 
 def _leaves(scene: Scene) -> None:
-    """Ctrl+C where `peers join` runs."""
-    for process in processes_of(scene.holder(), "peers", "join"):
+    """Ctrl+C where `peers join` runs, which ends when another has its layers."""
+    agents = processes_of(scene.holder(), "peers", "join")
+    for process in agents:
         process.send_signal(signal.SIGINT)
+    _, left = psutil.wait_procs(agents, timeout=LEAVE_SECONDS)
+    scene.problems += [f"the peer has not left after {LEAVE_SECONDS:.0f} s" for _ in left]
 
 
 def _client_goes(scene: Scene) -> None:
